@@ -1,0 +1,58 @@
+// Collectives and point-to-point among the ranks of one job.
+//
+// Backends: in process (ranks are threads), MPI (host memory), NCCL (device memory). Blocking calls; one thread
+// per rank calls at a time. Every wait has a deadline: a call returns kUnavailable, naming the rank, when a peer
+// died, hung past the deadline or aborted. After an error the communicator is broken and every call says so.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+
+namespace shoal {
+
+// How partial sums travel. f32 is exact; q8 is blocks of 32 with one f16 scale.
+enum class Wire : uint8_t { kF32, kF16, kQ8 };
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual std::string host(int rank) const = 0;
+
+  // In place, every rank ends with the same bits. The sum's order depends on size() and count alone.
+  virtual absl::Status AllReduceSum(float* data, int64_t count, Wire wire) = 0;
+  // out holds size() * bytes, rank r's part at r * bytes.
+  virtual absl::Status AllGather(const void* data, int64_t bytes, void* out) = 0;
+  virtual absl::Status Broadcast(void* data, int64_t bytes, int root) = 0;
+  // Messages between two ranks with the same tag arrive in order. Lengths must agree.
+  virtual absl::Status Send(const void* data, int64_t bytes, int dest, int tag) = 0;
+  virtual absl::Status Recv(void* data, int64_t bytes, int source, int tag) = 0;
+  virtual absl::Status Barrier() = 0;
+  // Ranks of the same color form a new communicator, ordered by (key, rank). Collective over all ranks.
+  virtual absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) = 0;
+  // Breaks the communicator for every rank: their pending and later calls fail with this reason.
+  virtual void Abort(const absl::Status& reason) = 0;
+};
+
+// A world of one: every call succeeds at once and copies nothing.
+std::unique_ptr<Communicator> MakeSelfCommunicator();
+
+// `size` communicators that share memory, one for each thread that plays a rank.
+std::vector<std::unique_ptr<Communicator>> MakeInProcessCommunicators(
+    int size, absl::Duration deadline = absl::Seconds(60));
+
+struct MpiOptions {
+  absl::Duration deadline = absl::Seconds(8);  // silence of a peer's heartbeat that counts as death
+};
+// The world communicator of an MPI job; initializes MPI on first use and finalizes it when destroyed.
+absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& options);
+
+}  // namespace shoal

@@ -1,0 +1,52 @@
+// What a checkpoint's metadata says about the model: sizes and the switches of its graph.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "shard/checkpoint.h"
+
+namespace shoal {
+
+struct RopeScaling {
+  enum class Kind { kNone, kLinear, kYarn };
+  Kind kind = Kind::kNone;
+  float factor = 1;
+  int original_context = 0;  // YaRN
+  float attn_factor = 1;     // YaRN: multiplies cos and sin, on top of 0.1 ln(factor) + 1
+  float beta_fast = 32, beta_slow = 1;
+};
+
+struct ModelConfig {
+  std::string architecture;  // "llama", "qwen2", "qwen3", "qwen3moe"
+  std::string name;
+  int layers = 0;
+  int dim = 0;
+  int heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;   // heads * head_dim may differ from dim
+  int ffn = 0;        // of a dense layer; of one expert when experts > 0
+  int vocab = 0;
+  int context = 0;    // trained length
+  int experts = 0;    // 0: dense
+  int experts_used = 0;
+  bool renormalize_experts = true;
+  float norm_eps = 1e-5f;
+  float rope_base = 10000;
+  int rotary_dim = 0;
+  bool rope_neox = false;
+  RopeScaling rope_scaling;
+  std::vector<float> rope_factors;  // rope_freqs.weight: divisors [rotary_dim / 2], empty when absent
+  int window = 0;                   // sliding window, 0 = none
+  bool tied_embeddings = false;     // head = token_embd
+
+  int group() const { return heads / kv_heads; }
+};
+
+// kInvalidArgument (malformed or contradicting metadata, missing tensor, wrong shape) or kUnimplemented
+// (architecture or type not known: the message lists what is).
+absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& checkpoint);
+
+}  // namespace shoal

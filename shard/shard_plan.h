@@ -1,0 +1,54 @@
+// Which rank holds which part of the model: a pure function of the config and what the user asked for.
+//
+// Ranks are numbered stage * tp + tp_index. Any tp, any pp, unequal shares: query heads are cut in contiguous
+// runs (a KV head that two ranks need is held by both), FFN columns in multiples of the cut, vocabulary anywhere.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "shard/checkpoint.h"
+#include "shard/model_config.h"
+
+namespace shoal {
+
+struct Extent {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t size() const { return end - begin; }
+  friend bool operator==(const Extent&, const Extent&) = default;
+};
+
+struct RankPlan {
+  int rank = 0;
+  int stage = 0;
+  int tp_index = 0;
+  Extent layers;
+  Extent q_heads;
+  Extent kv_heads;
+  Extent ffn;    // columns of the FFN (of every expert)
+  Extent vocab;  // rows of embedding and head
+  bool first_stage = false;  // holds its rows of the embedding
+  bool last_stage = false;   // holds the output norm and its rows of the head
+};
+
+struct ShardRequest {
+  int tp = 1;
+  int pp = 1;
+  std::vector<double> split;  // relative shares of the tp ranks; empty: equal
+};
+
+struct ShardPlan {
+  int tp = 1;
+  int pp = 1;
+  std::vector<RankPlan> ranks;  // [pp * tp]
+  int world() const { return tp * pp; }
+};
+
+// kInvalidArgument with the reason: tp beyond what heads / FFN / vocabulary allow, pp beyond the layers, bad split.
+absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, const Checkpoint& checkpoint,
+                                        const ShardRequest& request);
+
+}  // namespace shoal
