@@ -1,0 +1,35 @@
+// Where the forward pass gets its weights: unit by unit, in execution order.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace shoal {
+
+// One rank's weights. Called by the rank's engine thread only.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  // The bytes of a unit (shard/weight_layout.h numbers them), readable until Release(unit). Blocks until they
+  // are in memory. Units are asked for in execution order, again and again (experts: only those in use).
+  virtual absl::StatusOr<const uint8_t*> Acquire(int unit) = 0;
+  virtual void Release(int unit) = 0;
+};
+
+// Everything lies in memory: unit u starts at base + offsets[u].
+class ResidentWeights final : public WeightSource {
+ public:
+  ResidentWeights(const uint8_t* base, std::vector<int64_t> offsets)
+      : base_(base), offsets_(std::move(offsets)) {}
+  absl::StatusOr<const uint8_t*> Acquire(int unit) override { return base_ + offsets_[unit]; }
+  void Release(int) override {}
+
+ private:
+  const uint8_t* base_;
+  std::vector<int64_t> offsets_;
+};
+
+}  // namespace shoal
