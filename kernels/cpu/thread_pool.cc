@@ -1,0 +1,241 @@
+#include "kernels/cpu/thread_pool.h"
+
+#include <hwloc.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <climits>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+
+namespace shoal {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr int64_t kSpinNsMax =
+    100'000;  // longer than the serial work between two ops of a decode step
+constexpr int64_t kSpinNsMin = 4'000;  // a team that goes op by op stays out of the kernel even so
+
+int64_t NowNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+void FutexWait(std::atomic<uint32_t>* word, uint32_t expected) {
+  static_assert(sizeof(*word) == sizeof(uint32_t));
+  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
+}
+
+void FutexWakeAll(std::atomic<uint32_t>* word) {
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+// A container's CPU quota in whole CPUs, rounded up; INT_MAX without one. cgroup v2 cpu.max is
+// "quota period".
+int CgroupCpuQuota() {
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  int64_t quota = 0, period = 0;
+  if (!(file >> quota >> period) || quota <= 0 || period <= 0) return INT_MAX;  // "max 100000"
+  return static_cast<int>(std::min<int64_t>((quota + period - 1) / period, INT_MAX));
+}
+
+std::vector<int> AllowedCpus() {
+  std::vector<int> cpus;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(getpid(), sizeof(set), &set) == 0) {
+    for (int i = 0; i < CPU_SETSIZE; ++i) {
+      if (CPU_ISSET(i, &set)) cpus.push_back(i);
+    }
+  }
+  return cpus;
+}
+
+bool PinThread(pthread_t thread, int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  return pthread_setaffinity_np(thread, sizeof(set), &set) == 0;
+}
+
+}  // namespace
+
+std::vector<int> UsableCores() {
+  const std::vector<int> allowed = AllowedCpus();
+  std::vector<std::pair<int, int>> ranked;  // (-speed class, cpu)
+  hwloc_topology_t topology;
+  if (hwloc_topology_init(&topology) == 0) {
+    if (hwloc_topology_load(topology) == 0) {
+      const int cores = hwloc_get_nbobjs_by_type(topology, HWLOC_OBJ_CORE);
+      for (int i = 0; i < cores; ++i) {
+        const hwloc_obj_t core = hwloc_get_obj_by_type(topology, HWLOC_OBJ_CORE, i);
+        const auto cpu = std::find_if(allowed.begin(), allowed.end(), [&](int c) {
+          return hwloc_bitmap_isset(core->cpuset, c) != 0;
+        });
+        if (cpu == allowed.end()) continue;
+        // Kinds are ordered from efficient to fast; -1 when the machine has one kind only.
+        ranked.emplace_back(-hwloc_cpukinds_get_by_cpuset(topology, core->cpuset, 0), *cpu);
+      }
+    }
+    hwloc_topology_destroy(topology);
+  }
+  std::sort(ranked.begin(), ranked.end());
+  std::vector<int> result;
+  for (const auto& [kind, cpu] : ranked) result.push_back(cpu);
+  if (result.empty()) result = allowed;  // no core objects: some containers hide the topology
+  if (result.empty()) result.push_back(0);
+  return result;
+}
+
+void ThreadPool::Gate::Advance() {
+  // Sequentially consistent with the sleeper's own pair of steps: either we see it, or its wait
+  // sees our value.
+  value_.fetch_add(1, std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst) != 0) FutexWakeAll(&value_);
+}
+
+bool ThreadPool::Gate::WaitWhile(uint32_t old, int64_t spin_ns) {
+  constexpr int kPausesPerClockRead = 8;
+  if (spin_ns > 0) {
+    const int64_t end = NowNs() + spin_ns;
+    do {
+      for (int i = 0; i < kPausesPerClockRead; ++i) {
+        if (value() != old) return true;
+        Pause();
+      }
+    } while (NowNs() < end);
+  }
+  sleepers_.fetch_add(1, std::memory_order_seq_cst);
+  while (value_.load(std::memory_order_seq_cst) == old) FutexWait(&value_, old);
+  sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  return false;
+}
+
+absl::StatusOr<std::unique_ptr<ThreadPool>> ThreadPool::Create(const Options& options) {
+  if (options.threads < 0 || options.threads > kMaxThreads) {
+    return absl::InvalidArgumentError(absl::StrCat(options.threads, " threads: expected 1 to ",
+                                                   kMaxThreads, ", or 0 for all cores"));
+  }
+  if (options.first_core < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("first core ", options.first_core, ": expected 0 or more"));
+  }
+  const std::vector<int> usable = UsableCores();
+  const int available = static_cast<int>(usable.size());
+  const int threads = options.threads > 0 ? options.threads : std::min(available, CgroupCpuQuota());
+  const bool fits = options.first_core + threads <= available;
+  std::vector<int> cores;
+  if (options.pin && fits) {
+    cores.assign(usable.begin() + options.first_core,
+                 usable.begin() + options.first_core + threads);
+  }
+  // Spinning takes time from the very thread that is waited for when there are not enough cores.
+  const int64_t spin_ns_max = fits ? kSpinNsMax : 0;
+  std::unique_ptr<ThreadPool> pool(new ThreadPool(threads, std::move(cores), spin_ns_max));
+  for (Worker& worker : pool->workers_) {
+    const int error = pthread_create(&worker.handle, nullptr, &WorkerMain, &worker);
+    if (error != 0) {
+      // The destructor stops and joins those that did start.
+      const auto started = &worker - pool->workers_.data();
+      pool->workers_.resize(started);
+      return absl::ResourceExhaustedError(absl::StrCat("cannot start thread ", started + 1, " of ",
+                                                       threads, ": ", std::strerror(error)));
+    }
+    if (pool->pinned()) PinThread(worker.handle, pool->cores_[worker.thread]);
+    char name[16];
+    std::snprintf(name, sizeof(name), "shoal-cpu-%d", worker.thread);
+    pthread_setname_np(worker.handle, name);
+  }
+  return pool;
+}
+
+ThreadPool::ThreadPool(int threads, std::vector<int> cores, int64_t spin_ns_max)
+    : threads_(threads), cores_(std::move(cores)), spin_ns_max_(spin_ns_max) {
+  for (int i = 1; i < threads; ++i) workers_.push_back(Worker{this, i, 0});
+}
+
+ThreadPool::~ThreadPool() {
+  SHOAL_CHECK(!running_, "a thread pool must outlive its Run");
+  stop_ = true;
+  start_.Advance();
+  for (const Worker& worker : workers_) pthread_join(worker.handle, nullptr);
+}
+
+void* ThreadPool::WorkerMain(void* worker) {
+  Worker* self = static_cast<Worker*>(worker);
+  self->pool->Work(self->thread);
+  return nullptr;
+}
+
+void ThreadPool::Work(int thread) {
+  uint32_t seen = 0;
+  int64_t spin_ns = spin_ns_max_;
+  while (true) {
+    // Spinning pays while jobs come close together; a wait that ends in sleep says that they do
+    // not.
+    const bool hot = start_.WaitWhile(seen, spin_ns);
+    spin_ns = hot ? std::min(spin_ns * 2, spin_ns_max_)
+                  : std::min(std::max(spin_ns / 2, kSpinNsMin), spin_ns_max_);
+    ++seen;
+    if (stop_) return;
+    call_(context_, thread);
+    if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) done_.Advance();
+  }
+}
+
+void ThreadPool::PinCaller() {
+  const pthread_t self = pthread_self();
+  if (caller_pinned_ && pthread_equal(self, pinned_caller_)) return;
+  PinThread(self, cores_[0]);
+  pinned_caller_ = self;
+  caller_pinned_ = true;
+}
+
+void ThreadPool::RunErased(void (*call)(void*, int), void* context) {
+  SHOAL_CHECK(!running_, "ThreadPool::Run was called inside Run or by two threads at once");
+  running_ = true;
+  if (pinned()) PinCaller();
+  if (threads_ > 1) {
+    call_ = call;
+    context_ = context;
+    const uint32_t before = done_.value();
+    unfinished_.store(threads_ - 1, std::memory_order_relaxed);
+    start_.Advance();
+    call(context, 0);
+    done_.WaitWhile(before, spin_ns_max_);
+  } else {
+    call(context, 0);
+  }
+  running_ = false;
+}
+
+void ThreadPool::Barrier() {
+  if (threads_ == 1) return;
+  const uint32_t phase = barrier_.value();
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);  // nobody arrives again before the gate moves
+    barrier_.Advance();
+  } else {
+    barrier_.WaitWhile(phase, spin_ns_max_);
+  }
+}
+
+}  // namespace shoal
