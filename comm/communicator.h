@@ -1,8 +1,9 @@
 // Collectives and point-to-point among the ranks of one job.
 //
-// Backends: in process (ranks are threads), MPI (host memory), NCCL (device memory). Blocking calls; one thread
-// per rank calls at a time. Every wait has a deadline: a call returns kUnavailable, naming the rank, when a peer
-// died, hung past the deadline or aborted. After an error the communicator is broken and every call says so.
+// Backends: in process (ranks are threads), MPI (host memory), NCCL (device memory). Blocking
+// calls; one thread per rank calls at a time. Every wait has a deadline: a call returns
+// kUnavailable, naming the rank, when a peer died, hung past the deadline or aborted. After an
+// error the communicator is broken and every call says so.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +28,8 @@ class Communicator {
   virtual int size() const = 0;
   virtual std::string host(int rank) const = 0;
 
-  // In place, every rank ends with the same bits. The sum's order depends on size() and count alone.
+  // In place, every rank ends with the same bits. The sum's order depends on size() and count
+  // alone.
   virtual absl::Status AllReduceSum(float* data, int64_t count, Wire wire) = 0;
   // out holds size() * bytes, rank r's part at r * bytes.
   virtual absl::Status AllGather(const void* data, int64_t bytes, void* out) = 0;
@@ -36,7 +38,8 @@ class Communicator {
   virtual absl::Status Send(const void* data, int64_t bytes, int dest, int tag) = 0;
   virtual absl::Status Recv(void* data, int64_t bytes, int source, int tag) = 0;
   virtual absl::Status Barrier() = 0;
-  // Ranks of the same color form a new communicator, ordered by (key, rank). Collective over all ranks.
+  // Ranks of the same color form a new communicator, ordered by (key, rank). Collective over all
+  // ranks.
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) = 0;
   // Breaks the communicator for every rank: their pending and later calls fail with this reason.
   virtual void Abort(const absl::Status& reason) = 0;
@@ -52,7 +55,8 @@ std::vector<std::unique_ptr<Communicator>> MakeInProcessCommunicators(
 struct MpiOptions {
   absl::Duration deadline = absl::Seconds(8);  // silence of a peer's heartbeat that counts as death
 };
-// The world communicator of an MPI job; initializes MPI on first use and finalizes it when destroyed.
+// The world communicator of an MPI job; initializes MPI on first use and finalizes it when
+// destroyed.
 absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& options);
 
 }  // namespace shoal

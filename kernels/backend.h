@@ -1,11 +1,13 @@
 // The operations a model is made of, on one device. kernels/cpu and kernels/cuda implement them.
 //
-// All activations are f32, row-major, one row per token. A Backend belongs to one rank and is called by one
-// thread at a time; it spreads each call over its own threads. Calls return when the result is in memory
-// (CPU) or is ordered on the rank's stream (GPU). Nothing here allocates after Reserve().
+// All activations are f32, row-major, one row per token. A Backend belongs to one rank and is
+// called by one thread at a time; it spreads each call over its own threads. Calls return when the
+// result is in memory (CPU) or is ordered on the rank's stream (GPU). Nothing here allocates after
+// Reserve().
 //
-// Numerics: the first `decode` rows of a batch take the decode path, whose result for a row never depends on
-// how many rows stand beside it; the rest take the prefill path (AMX where there is one).
+// Numerics: the first `decode` rows of a batch take the decode path, whose result for a row never
+// depends on how many rows stand beside it; the rest take the prefill path (AMX where there is
+// one).
 #pragma once
 
 #include <cstdint>
@@ -31,8 +33,8 @@ struct RowCount {
 struct LinearInput {
   enum class Kind { kPlain, kRmsNorm, kSwiGlu };
   Kind kind = Kind::kPlain;
-  const float* x = nullptr;  // [rows, cols]; kSwiGlu: the gate
-  int64_t stride = 0;        // floats between rows
+  const float* x = nullptr;       // [rows, cols]; kSwiGlu: the gate
+  int64_t stride = 0;             // floats between rows
   const float* weight = nullptr;  // kRmsNorm: [cols]
   float eps = 0;                  // kRmsNorm
   const float* up = nullptr;      // kSwiGlu: [rows, cols], same stride; input is silu(x) * up
@@ -55,7 +57,8 @@ struct LinearOutput {
   bool accumulate = false;  // add to out (the residual) instead of overwriting it
 };
 
-// Rotary embedding. NORM rotates (2i, 2i+1), NEOX (i, i + rotary_dim/2). Tables are [positions, rotary_dim/2].
+// Rotary embedding. NORM rotates (2i, 2i+1), NEOX (i, i + rotary_dim/2). Tables are [positions,
+// rotary_dim/2].
 struct RopeTable {
   const float* cos = nullptr;
   const float* sin = nullptr;
@@ -68,7 +71,8 @@ enum class KvType : uint8_t { kF32, kF16, kQ8_0 };
 inline constexpr int kKvBlockTokens = 16;
 
 // Shape of one KV block of one layer on one rank: kKvBlockTokens tokens, K then V.
-// K is [kv_head][dim][token] (so 16 tokens are one vector), V is [kv_head][token][dim]; see kernels/README.md.
+// K is [kv_head][dim][token] (so 16 tokens are one vector), V is [kv_head][token][dim]; see
+// kernels/README.md.
 struct KvShape {
   KvType type = KvType::kF16;
   int kv_heads = 0;
@@ -90,27 +94,29 @@ struct Segment {
   int row = 0;
   int rows = 0;
   int pos = 0;
-  const int32_t* blocks = nullptr;  // block table of the sequence: block of position p is blocks[p / 16]
-  bool decode = false;              // rows lie in the decode part of the batch
+  const int32_t* blocks =
+      nullptr;          // block table of the sequence: block of position p is blocks[p / 16]
+  bool decode = false;  // rows lie in the decode part of the batch
 };
 
 struct AttentionShape {
-  int q_heads = 0;        // heads held here
+  int q_heads = 0;  // heads held here
   int head_dim = 0;
   // Query head i (0..q_heads) reads local KV head (q_head_begin + i) / group - kv_head_begin.
   int q_head_begin = 0;
   int kv_head_begin = 0;
   int group = 1;
-  int window = 0;         // sliding window in tokens, 0 = all
-  float scale = 0;        // usually 1 / sqrt(head_dim)
+  int window = 0;   // sliding window in tokens, 0 = all
+  float scale = 0;  // usually 1 / sqrt(head_dim)
 };
 
-// Rotates q and k in place (after an optional per-head RMS norm) and writes k and v into the KV blocks.
+// Rotates q and k in place (after an optional per-head RMS norm) and writes k and v into the KV
+// blocks.
 struct QkvArgs {
   float* q = nullptr;  // [rows, q_heads * head_dim]
   float* k = nullptr;  // [rows, kv_heads * head_dim]
   const float* v = nullptr;
-  int64_t stride = 0;  // floats between rows, of all three
+  int64_t stride = 0;             // floats between rows, of all three
   const float* q_norm = nullptr;  // [head_dim] or null
   const float* k_norm = nullptr;
   float eps = 0;
@@ -122,8 +128,8 @@ struct RouterArgs {
   const float* logits = nullptr;
   int experts = 0;
   int used = 0;
-  bool softmax_all = true;   // softmax over all experts, then top-k (else softmax over the chosen)
-  bool renormalize = true;   // chosen weights sum to 1
+  bool softmax_all = true;  // softmax over all experts, then top-k (else softmax over the chosen)
+  bool renormalize = true;  // chosen weights sum to 1
   float scale = 1;
 };
 
@@ -151,33 +157,38 @@ class Backend {
   // Bytes that Reserve() would take, for the plan.
   virtual int64_t WorkspaceBytes(const Limits& limits) const = 0;
 
-  // out[i] = row ids[i] of table, zeros where ids[i] < 0 (another rank's row). out is [n, table.cols].
+  // out[i] = row ids[i] of table, zeros where ids[i] < 0 (another rank's row). out is [n,
+  // table.cols].
   virtual void Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float* out) = 0;
   // y = x * weight / rms(x)
-  virtual void RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows, int cols,
-                       float* out, int64_t out_stride) = 0;
+  virtual void RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows,
+                       int cols, float* out, int64_t out_stride) = 0;
   // Every output of one input in one pass over the threads (q, k, v; gate, up).
   virtual void Linear(const LinearInput& input, int cols, RowCount rows,
                       absl::Span<const LinearOutput> outputs) = 0;
   virtual void QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer& kv,
                           absl::Span<const Segment> segments) = 0;
-  // out [rows, q_heads * head_dim], causal, over the KV blocks (which already hold this batch's rows).
-  virtual void Attention(const float* q, int64_t q_stride, const AttentionShape& shape, const KvLayer& kv,
-                         absl::Span<const Segment> segments, float* out, int64_t out_stride) = 0;
+  // out [rows, q_heads * head_dim], causal, over the KV blocks (which already hold this batch's
+  // rows).
+  virtual void Attention(const float* q, int64_t q_stride, const AttentionShape& shape,
+                         const KvLayer& kv, absl::Span<const Segment> segments, float* out,
+                         int64_t out_stride) = 0;
   virtual void Route(const RouterArgs& args, int rows, int32_t* ids, float* weights) = 0;
-  // out[row] = sum over its experts e of weight * down_e(silu(gate_e(n)) * up_e(n)), n = input[row].
+  // out[row] = sum over its experts e of weight * down_e(silu(gate_e(n)) * up_e(n)), n =
+  // input[row].
   virtual void Experts(const LinearInput& input, int cols, RowCount rows, const int32_t* ids,
                        const float* weights, int used, const ExpertWeights& experts, float* out,
                        int64_t out_stride) = 0;
   // x += y over [rows, cols]
-  virtual void Add(float* x, int64_t x_stride, const float* y, int64_t y_stride, int rows, int cols) = 0;
+  virtual void Add(float* x, int64_t x_stride, const float* y, int64_t y_stride, int rows,
+                   int cols) = 0;
 };
 
 struct CpuOptions {
-  int threads = 0;          // 0: all cores this process may use
-  std::string level;        // "", scalar, avx2, avxvnni, avx512, amx; "" = SHOAL_CPU or the best there is
+  int threads = 0;    // 0: all cores this process may use
+  std::string level;  // "", scalar, avx2, avxvnni, avx512, amx; "" = SHOAL_CPU or the best there is
   bool pin = true;
-  int first_core = 0;       // index into the cores this process may use: ranks of one host take turns
+  int first_core = 0;  // index into the cores this process may use: ranks of one host take turns
 };
 // kInvalidArgument for an unknown level or one this machine lacks (names what it has).
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options);

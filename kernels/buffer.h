@@ -1,4 +1,5 @@
-// Owned memory for weights, KV pages and workspaces: aligned, huge pages where the system gives them.
+// Owned memory for weights, KV pages and workspaces: aligned, huge pages where the system gives
+// them.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +9,8 @@
 
 namespace shoal {
 
-// Move-only. Zero-filled when created. 2 MiB aligned when it holds 2 MiB or more, else 64 B aligned.
+// Move-only. Zero-filled when created. 2 MiB aligned when it holds 2 MiB or more, else 64 B
+// aligned.
 class Buffer {
  public:
   Buffer() = default;
@@ -24,9 +26,13 @@ class Buffer {
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
   template <typename T>
-  T* as() { return reinterpret_cast<T*>(data_); }
+  T* as() {
+    return reinterpret_cast<T*>(data_);
+  }
   template <typename T>
-  const T* as() const { return reinterpret_cast<const T*>(data_); }
+  const T* as() const {
+    return reinterpret_cast<const T*>(data_);
+  }
 
  private:
   uint8_t* data_ = nullptr;

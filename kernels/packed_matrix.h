@@ -1,10 +1,13 @@
-// The one weight layout of shoal on CPU: panels of 16 rows, interleaved by 4 bytes of the inner dimension.
+// The one weight layout of shoal on CPU: panels of 16 rows, interleaved by 4 bytes of the inner
+// dimension.
 //
-// A weight matrix is [rows = out_features, cols = in_features], y = W x. Rows are grouped in panels of 16
-// (the last one padded with zero rows); a panel holds all its columns, contiguous, block after block, so a
-// thread that owns a run of panels reads one run of memory. The same bytes are the operand order of AVX2 and
-// AVX-512 VNNI dot products and of an AMX B tile. The per-type layouts stand in kernels/README.md
-// ("Packed layout"); a packed block has exactly the bytes of 16 GGUF blocks, and unpacking gives them back.
+// A weight matrix is [rows = out_features, cols = in_features], y = W x. Rows are grouped in panels
+// of 16 (the last one padded with zero rows); a panel holds all its columns, contiguous, block
+// after block, so a thread that owns a run of panels reads one run of memory. The same bytes are
+// the operand order of AVX2 and AVX-512 VNNI dot products and of an AMX B tile. The per-type
+// layouts stand in kernels/README.md
+// ("Packed layout"); a packed block has exactly the bytes of 16 GGUF blocks, and unpacking gives
+// them back.
 #pragma once
 
 #include <cstddef>
@@ -21,8 +24,8 @@ struct PackedShape {
   DType type = DType::kF32;
   int64_t rows = 0;  // true rows, before padding to 16
   int64_t cols = 0;  // columns held; a multiple of 32 for every quantized type
-  // K-quants and IQ4_XS only: how many 32-element sub-blocks of the first super-block lie before the slice
-  // (0..7). Both halves of a super-block that is cut keep its header (d, dmin, scales).
+  // K-quants and IQ4_XS only: how many 32-element sub-blocks of the first super-block lie before
+  // the slice (0..7). Both halves of a super-block that is cut keep its header (d, dmin, scales).
   int lead = 0;
 
   int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
@@ -53,12 +56,13 @@ struct RowSlice {
 };
 RowSlice SourceSlice(const PackedShape& shape, int64_t col_begin);
 
-// Packs one panel. src[i] points at the first byte of row i's slice (see SourceSlice), or is null for a
-// padding row. dst has panel_bytes() bytes. Exact: no bit of the source is lost.
+// Packs one panel. src[i] points at the first byte of row i's slice (see SourceSlice), or is null
+// for a padding row. dst has panel_bytes() bytes. Exact: no bit of the source is lost.
 void PackPanel(const PackedShape& shape, const uint8_t* const src[kPanelRows], uint8_t* dst);
 
-// The inverse for one row of a panel, dequantized: out[0..cols). The oracle of every kernel that reads
-// panels, and the embedding lookup. row_in_panel is 0..15.
-void DequantizePanelRow(const PackedShape& shape, const uint8_t* panel, int row_in_panel, float* out);
+// The inverse for one row of a panel, dequantized: out[0..cols). The oracle of every kernel that
+// reads panels, and the embedding lookup. row_in_panel is 0..15.
+void DequantizePanelRow(const PackedShape& shape, const uint8_t* panel, int row_in_panel,
+                        float* out);
 
 }  // namespace shoal

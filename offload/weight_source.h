@@ -13,8 +13,9 @@ namespace shoal {
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  // The bytes of a unit (shard/weight_layout.h numbers them), readable until Release(unit). Blocks until they
-  // are in memory. Units are asked for in execution order, again and again (experts: only those in use).
+  // The bytes of a unit (shard/weight_layout.h numbers them), readable until Release(unit). Blocks
+  // until they are in memory. Units are asked for in execution order, again and again (experts:
+  // only those in use).
   virtual absl::StatusOr<const uint8_t*> Acquire(int unit) = 0;
   virtual void Release(int unit) = 0;
 };

@@ -14,13 +14,15 @@
 namespace shoal {
 
 // Arrays of any GGUF integer or float type are widened; bool counts as an integer.
-using MetadataValue = std::variant<uint64_t, int64_t, double, bool, std::string, std::vector<int64_t>,
-                                   std::vector<double>, std::vector<std::string>>;
+using MetadataValue =
+    std::variant<uint64_t, int64_t, double, bool, std::string, std::vector<int64_t>,
+                 std::vector<double>, std::vector<std::string>>;
 
 struct TensorInfo {
   std::string name;
   DType type = DType::kF32;
-  // dims[0] is the contiguous axis (in_features), then out_features, then experts; always 1..3 entries.
+  // dims[0] is the contiguous axis (in_features), then out_features, then experts; always 1..3
+  // entries.
   std::vector<int64_t> dims;
   int64_t bytes = 0;
   int file = 0;        // part of a split checkpoint
@@ -40,17 +42,21 @@ class Checkpoint {
   virtual const MetadataValue* FindMetadata(const std::string& key) const = 0;
   virtual std::vector<std::string> MetadataKeys() const = 0;
   // Copies bytes [begin, begin + n) of the tensor's data. kDataLoss when the file shrank meanwhile.
-  virtual absl::Status Read(const TensorInfo& tensor, int64_t begin, int64_t n, uint8_t* out) const = 0;
+  virtual absl::Status Read(const TensorInfo& tensor, int64_t begin, int64_t n,
+                            uint8_t* out) const = 0;
   virtual std::vector<std::string> Files() const = 0;
   virtual int64_t TotalBytes() const = 0;
 };
 
-// Opens a GGUF (any part of a split one). kNotFound / kPermissionDenied for files that cannot be read (exit 66),
-// kInvalidArgument for malformed ones (exit 65), kUnimplemented for unknown tensor types.
+// Opens a GGUF (any part of a split one). kNotFound / kPermissionDenied for files that cannot be
+// read (exit 66), kInvalidArgument for malformed ones (exit 65), kUnimplemented for unknown tensor
+// types.
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path);
 
-// Typed metadata access with range checks; errors name the key, what was found and what was expected.
-absl::StatusOr<int64_t> MetadataInt(const Checkpoint& c, const std::string& key, int64_t min, int64_t max);
+// Typed metadata access with range checks; errors name the key, what was found and what was
+// expected.
+absl::StatusOr<int64_t> MetadataInt(const Checkpoint& c, const std::string& key, int64_t min,
+                                    int64_t max);
 absl::StatusOr<double> MetadataFloat(const Checkpoint& c, const std::string& key);
 absl::StatusOr<std::string> MetadataString(const Checkpoint& c, const std::string& key);
 

@@ -26,11 +26,11 @@ struct ModelConfig {
   int dim = 0;
   int heads = 0;
   int kv_heads = 0;
-  int head_dim = 0;   // heads * head_dim may differ from dim
-  int ffn = 0;        // of a dense layer; of one expert when experts > 0
+  int head_dim = 0;  // heads * head_dim may differ from dim
+  int ffn = 0;       // of a dense layer; of one expert when experts > 0
   int vocab = 0;
-  int context = 0;    // trained length
-  int experts = 0;    // 0: dense
+  int context = 0;  // trained length
+  int experts = 0;  // 0: dense
   int experts_used = 0;
   bool renormalize_experts = true;
   float norm_eps = 1e-5f;
@@ -38,15 +38,16 @@ struct ModelConfig {
   int rotary_dim = 0;
   bool rope_neox = false;
   RopeScaling rope_scaling;
-  std::vector<float> rope_factors;  // rope_freqs.weight: divisors [rotary_dim / 2], empty when absent
-  int window = 0;                   // sliding window, 0 = none
-  bool tied_embeddings = false;     // head = token_embd
+  std::vector<float>
+      rope_factors;              // rope_freqs.weight: divisors [rotary_dim / 2], empty when absent
+  int window = 0;                // sliding window, 0 = none
+  bool tied_embeddings = false;  // head = token_embd
 
   int group() const { return heads / kv_heads; }
 };
 
-// kInvalidArgument (malformed or contradicting metadata, missing tensor, wrong shape) or kUnimplemented
-// (architecture or type not known: the message lists what is).
+// kInvalidArgument (malformed or contradicting metadata, missing tensor, wrong shape) or
+// kUnimplemented (architecture or type not known: the message lists what is).
 absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& checkpoint);
 
 }  // namespace shoal

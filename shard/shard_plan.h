@@ -1,7 +1,9 @@
-// Which rank holds which part of the model: a pure function of the config and what the user asked for.
+// Which rank holds which part of the model: a pure function of the config and what the user asked
+// for.
 //
-// Ranks are numbered stage * tp + tp_index. Any tp, any pp, unequal shares: query heads are cut in contiguous
-// runs (a KV head that two ranks need is held by both), FFN columns in multiples of the cut, vocabulary anywhere.
+// Ranks are numbered stage * tp + tp_index. Any tp, any pp, unequal shares: query heads are cut in
+// contiguous runs (a KV head that two ranks need is held by both), FFN columns in multiples of the
+// cut, vocabulary anywhere.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +30,8 @@ struct RankPlan {
   Extent layers;
   Extent q_heads;
   Extent kv_heads;
-  Extent ffn;    // columns of the FFN (of every expert)
-  Extent vocab;  // rows of embedding and head
+  Extent ffn;                // columns of the FFN (of every expert)
+  Extent vocab;              // rows of embedding and head
   bool first_stage = false;  // holds its rows of the embedding
   bool last_stage = false;   // holds the output norm and its rows of the head
 };
@@ -47,7 +49,8 @@ struct ShardPlan {
   int world() const { return tp * pp; }
 };
 
-// kInvalidArgument with the reason: tp beyond what heads / FFN / vocabulary allow, pp beyond the layers, bad split.
+// kInvalidArgument with the reason: tp beyond what heads / FFN / vocabulary allow, pp beyond the
+// layers, bad split.
 absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, const Checkpoint& checkpoint,
                                         const ShardRequest& request);
 

@@ -1,8 +1,9 @@
 // What one rank holds, byte by byte, in the order the forward pass uses it.
 //
-// A unit is what is loaded, streamed or released as one: the embedding rows, a layer's attention part, a layer's
-// FFN part (or its router, then each expert), the head. An extent is one packed matrix or f32 vector in it.
-// Units start at multiples of 4096, extents at multiples of 64. Shard files hold these bytes as they are.
+// A unit is what is loaded, streamed or released as one: the embedding rows, a layer's attention
+// part, a layer's FFN part (or its router, then each expert), the head. An extent is one packed
+// matrix or f32 vector in it. Units start at multiples of 4096, extents at multiples of 64. Shard
+// files hold these bytes as they are.
 #pragma once
 
 #include <cstdint>
@@ -21,19 +22,35 @@ namespace shoal {
 
 // Which role a tensor plays; one extent per role in a unit.
 enum class Role : uint8_t {
-  kEmbedding, kOutputNorm, kHead,
-  kAttnNorm, kQ, kK, kV, kO, kQBias, kKBias, kVBias, kOBias, kQNorm, kKNorm,
-  kFfnNorm, kGate, kUp, kDown, kRouter,
+  kEmbedding,
+  kOutputNorm,
+  kHead,
+  kAttnNorm,
+  kQ,
+  kK,
+  kV,
+  kO,
+  kQBias,
+  kKBias,
+  kVBias,
+  kOBias,
+  kQNorm,
+  kKNorm,
+  kFfnNorm,
+  kGate,
+  kUp,
+  kDown,
+  kRouter,
 };
 
 struct WeightExtent {
   Role role = Role::kEmbedding;
-  std::string tensor;       // name in the checkpoint
-  int64_t matrix = 0;       // which expert of a stacked tensor
-  int64_t row_begin = 0;    // source rows [row_begin, row_begin + shape.rows)
-  int64_t col_begin = 0;    // source columns [col_begin, col_begin + shape.cols)
-  PackedShape shape;        // a vector (norm, bias) has rows = 0 and cols floats, stored plain
-  int64_t offset = 0;       // from the start of its unit
+  std::string tensor;     // name in the checkpoint
+  int64_t matrix = 0;     // which expert of a stacked tensor
+  int64_t row_begin = 0;  // source rows [row_begin, row_begin + shape.rows)
+  int64_t col_begin = 0;  // source columns [col_begin, col_begin + shape.cols)
+  PackedShape shape;      // a vector (norm, bias) has rows = 0 and cols floats, stored plain
+  int64_t offset = 0;     // from the start of its unit
   int64_t bytes = 0;
   bool is_vector() const { return shape.rows == 0; }
 };
@@ -56,15 +73,16 @@ struct WeightLayout {
 
 // With tied embeddings the head unit is left out when the rank holds the embedding rows itself
 // (first and last stage at once): the model then reads the embedding unit as its head.
-absl::StatusOr<WeightLayout> MakeWeightLayout(const Checkpoint& checkpoint, const ModelConfig& config,
-                                              const RankPlan& rank);
+absl::StatusOr<WeightLayout> MakeWeightLayout(const Checkpoint& checkpoint,
+                                              const ModelConfig& config, const RankPlan& rank);
 
-// Reads, cuts and packs a unit into out[0..unit.bytes). Peak extra memory: one staging buffer of a few MB.
-// Threads may call this at once for different units.
+// Reads, cuts and packs a unit into out[0..unit.bytes). Peak extra memory: one staging buffer of a
+// few MB. Threads may call this at once for different units.
 absl::Status LoadUnit(const Checkpoint& checkpoint, const WeightUnit& unit, uint8_t* out);
 
-// Loads all units with `threads` threads; progress gets bytes done and total, from one thread at a time.
-absl::Status LoadAll(const Checkpoint& checkpoint, const WeightLayout& layout, int threads, uint8_t* out,
-                     const std::function<void(int64_t, int64_t)>& progress);
+// Loads all units with `threads` threads; progress gets bytes done and total, from one thread at a
+// time.
+absl::Status LoadAll(const Checkpoint& checkpoint, const WeightLayout& layout, int threads,
+                     uint8_t* out, const std::function<void(int64_t, int64_t)>& progress);
 
 }  // namespace shoal

@@ -1,13 +1,14 @@
 // Products of packed weights with rows of activations, on the threads of one CPU rank.
 //
-// A call has two phases with a barrier between: the threads turn the input rows into operands (`Activations`:
-// norm or SwiGLU fused with the conversion to int8, bf16 or plain f32), then they take runs of panels from a
-// shared counter and multiply. Each output element is computed by one thread in one fixed order, so results do
-// not depend on the number of threads, and a decode row's result not on the rows beside it.
+// A call has two phases with a barrier between: the threads turn the input rows into operands
+// (`Activations`: norm or SwiGLU fused with the conversion to int8, bf16 or plain f32), then they
+// take runs of panels from a shared counter and multiply. Each output element is computed by one
+// thread in one fixed order, so results do not depend on the number of threads, and a decode row's
+// result not on the rows beside it.
 //
-// Needs from thread_pool.h: `int threads() const`, `void Run(fn)` that calls fn(int thread) once on each of
-// the threads() threads (the caller is thread 0) and returns when all are done, and `void Barrier()` that fn
-// may call: it returns when all threads have called it.
+// Needs from thread_pool.h: `int threads() const`, `void Run(fn)` that calls fn(int thread) once on
+// each of the threads() threads (the caller is thread 0) and returns when all are done, and `void
+// Barrier()` that fn may call: it returns when all threads have called it.
 #pragma once
 
 #include <cstdint>
