@@ -44,8 +44,10 @@ class Checkpoint {
   // Copies bytes [begin, begin + n) of the tensor's data. kDataLoss when the file shrank meanwhile.
   virtual absl::Status Read(const TensorInfo& tensor, int64_t begin, int64_t n,
                             uint8_t* out) const = 0;
-  virtual std::vector<std::string> Files() const = 0;
-  virtual int64_t TotalBytes() const = 0;
+  // A hint that these bytes are read soon, so that the disk starts now.
+  virtual void WillNeed(const TensorInfo& tensor, int64_t begin, int64_t n) const {}
+  virtual std::vector<std::string> Files() const = 0;  // never empty
+  virtual int64_t TotalBytes() const = 0;              // of all tensors' data
 };
 
 // Opens a GGUF (any part of a split one). kNotFound / kPermissionDenied for files that cannot be

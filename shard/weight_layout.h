@@ -71,17 +71,22 @@ struct WeightLayout {
   int64_t bytes = 0;
 };
 
-// With tied embeddings the head unit is left out when the rank holds the embedding rows itself
-// (first and last stage at once): the model then reads the embedding unit as its head.
+// The units in order: kEmbedding on the first stage; for each layer kAttention, then kFfn, or
+// kRouter (with the FFN norm) and one kExpert for each expert; kHead (kOutputNorm, kHead) on the
+// last stage. With tied embeddings a rank that holds the embedding rows itself (first and last
+// stage at once) has no kHead extent in that unit: the model reads kEmbedding as its head. Norms
+// and the router are whole on every rank; kOBias only where tp_index is 0, since it must be added
+// once.
 absl::StatusOr<WeightLayout> MakeWeightLayout(const Checkpoint& checkpoint,
                                               const ModelConfig& config, const RankPlan& rank);
 
-// Reads, cuts and packs a unit into out[0..unit.bytes). Peak extra memory: one staging buffer of a
-// few MB. Threads may call this at once for different units.
+// Reads, cuts and packs a unit into out[0..unit.bytes), zeros between the extents. Peak extra
+// memory: one staging buffer of a few MB. kDataLoss when the file was cut meanwhile. Threads may
+// call this at once for different units.
 absl::Status LoadUnit(const Checkpoint& checkpoint, const WeightUnit& unit, uint8_t* out);
 
-// Loads all units with `threads` threads; progress gets bytes done and total, from one thread at a
-// time.
+// Loads all units with `threads` threads into out[0..layout.bytes); progress (may be empty) gets
+// bytes done and total, from one thread at a time. The first error stops all threads.
 absl::Status LoadAll(const Checkpoint& checkpoint, const WeightLayout& layout, int threads,
                      uint8_t* out, const std::function<void(int64_t, int64_t)>& progress);
 

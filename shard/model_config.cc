@@ -1,0 +1,333 @@
+#include "shard/model_config.h"
+
+#include <cmath>
+#include <cstring>
+#include <string_view>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "shard/byte_reader.h"
+#include "shard/status_macros.h"
+#include "shard/tensor_names.h"
+
+namespace shoal {
+namespace {
+
+struct Architecture {
+  const char* name;
+  bool rope_neox;  // pairs (i, i + rotary_dim / 2) instead of (2i, 2i + 1)
+  bool may_be_moe;
+  bool must_be_moe;
+};
+constexpr Architecture kArchitectures[] = {
+    {"llama", false, true, false},
+    {"qwen2", true, false, false},
+    {"qwen3", true, false, false},
+    {"qwen3moe", true, true, true},
+};
+
+// Far above any published model; they keep products of two sizes small and hostile files cheap.
+constexpr int64_t kMaxLayers = 1024;
+constexpr int64_t kMaxDim = 1 << 18;
+constexpr int64_t kMaxHeads = 4096;
+constexpr int64_t kMaxHeadDim = 1024;
+constexpr int64_t kMaxFfn = 1 << 21;
+constexpr int64_t kMaxVocab = 1 << 22;
+constexpr int64_t kMaxContext = 1 << 26;
+constexpr int64_t kMaxExperts = 1024;
+
+// Reads keys below "<architecture>.", remembers nothing else.
+class Keys {
+ public:
+  Keys(const Checkpoint& c, std::string prefix) : c_(c), prefix_(std::move(prefix)) {}
+
+  bool Has(const char* key) const { return c_.FindMetadata(prefix_ + key) != nullptr; }
+
+  absl::StatusOr<int> Int(const char* key, int64_t min, int64_t max) const {
+    SHOAL_ASSIGN_OR_RETURN(const int64_t n, MetadataInt(c_, prefix_ + key, min, max));
+    return static_cast<int>(n);
+  }
+  absl::StatusOr<int> IntOr(const char* key, int64_t min, int64_t max, int fallback) const {
+    if (!Has(key)) return fallback;
+    return Int(key, min, max);
+  }
+  absl::StatusOr<float> PositiveOr(const char* key, float fallback) const {
+    if (!Has(key)) return fallback;
+    SHOAL_ASSIGN_OR_RETURN(const double x, MetadataFloat(c_, prefix_ + key));
+    if (!(x > 0 && x <= 1e30)) {
+      return absl::InvalidArgumentError(absl::StrCat(c_.Files()[0], ": metadata key '", prefix_,
+                                                     key, "' is ", x,
+                                                     ", expected a positive number"));
+    }
+    return static_cast<float>(x);
+  }
+
+ private:
+  const Checkpoint& c_;
+  const std::string prefix_;
+};
+
+absl::Status Malformed(const Checkpoint& c, const std::string& text) {
+  return absl::InvalidArgumentError(absl::StrCat(c.Files()[0], ": ", text));
+}
+
+absl::StatusOr<const Architecture*> FindArchitecture(const Checkpoint& c) {
+  SHOAL_ASSIGN_OR_RETURN(const std::string name, MetadataString(c, "general.architecture"));
+  std::string known;
+  for (const Architecture& a : kArchitectures) {
+    if (name == a.name) return &a;
+    absl::StrAppend(&known, known.empty() ? "" : ", ", a.name);
+  }
+  return absl::UnimplementedError(absl::StrCat(
+      c.Files()[0], ": the architecture '", Printable(name), "' is not known; known are: ", known));
+}
+
+absl::Status ReadRopeScaling(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
+  std::string type = "none";
+  const std::string type_key = m.architecture + ".rope.scaling.type";
+  RopeScaling& r = m.rope_scaling;
+  SHOAL_ASSIGN_OR_RETURN(r.factor, keys.PositiveOr("rope.scale_linear", 1));  // older name
+  SHOAL_ASSIGN_OR_RETURN(r.factor, keys.PositiveOr("rope.scaling.factor", r.factor));
+  if (c.FindMetadata(type_key) != nullptr) {
+    SHOAL_ASSIGN_OR_RETURN(type, MetadataString(c, type_key));
+  } else if (r.factor != 1) {
+    type = "linear";  // what a factor without a type has always meant
+  }
+  if (type == "none") {
+    r.factor = 1;
+    return absl::OkStatus();
+  }
+  if (type == "linear") {
+    r.kind = RopeScaling::Kind::kLinear;
+    return absl::OkStatus();
+  }
+  if (type != "yarn") {
+    return absl::UnimplementedError(absl::StrCat(c.Files()[0], ": rope scaling '", Printable(type),
+                                                 "' is not known; known are: none, linear, yarn"));
+  }
+  r.kind = RopeScaling::Kind::kYarn;
+  SHOAL_ASSIGN_OR_RETURN(r.original_context, keys.IntOr("rope.scaling.original_context_length", 1,
+                                                        kMaxContext, m.context));
+  SHOAL_ASSIGN_OR_RETURN(r.attn_factor, keys.PositiveOr("rope.scaling.yarn_attn_factor", 1));
+  SHOAL_ASSIGN_OR_RETURN(r.attn_factor, keys.PositiveOr("rope.scaling.attn_factor", r.attn_factor));
+  SHOAL_ASSIGN_OR_RETURN(r.beta_fast, keys.PositiveOr("rope.scaling.yarn_beta_fast", r.beta_fast));
+  SHOAL_ASSIGN_OR_RETURN(r.beta_slow, keys.PositiveOr("rope.scaling.yarn_beta_slow", r.beta_slow));
+  return absl::OkStatus();
+}
+
+absl::Status ReadRope(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
+  SHOAL_ASSIGN_OR_RETURN(m.rope_base, keys.PositiveOr("rope.freq_base", 10000));
+  SHOAL_ASSIGN_OR_RETURN(m.rotary_dim,
+                         keys.IntOr("rope.dimension_count", 2, m.head_dim, m.head_dim));
+  if (m.rotary_dim % 2 != 0) {
+    return Malformed(
+        c, absl::StrCat("rope.dimension_count is ", m.rotary_dim, ", expected an even number"));
+  }
+  SHOAL_RETURN_IF_ERROR(ReadRopeScaling(c, keys, m));
+  const TensorInfo* factors = c.FindTensor(kRopeFactorsName);
+  if (factors == nullptr) return absl::OkStatus();
+  const int64_t n = m.rotary_dim / 2;
+  if (factors->type != DType::kF32 || factors->dims != std::vector<int64_t>{n}) {
+    return Malformed(c, absl::StrCat("tensor ", kRopeFactorsName, " is ", Info(factors->type).name,
+                                     " ", DimsText(factors->dims), ", expected f32 [", n, "]"));
+  }
+  m.rope_factors.resize(n);
+  SHOAL_RETURN_IF_ERROR(
+      c.Read(*factors, 0, factors->bytes, reinterpret_cast<uint8_t*>(m.rope_factors.data())));
+  for (const float f : m.rope_factors) {
+    if (!(f > 0 && std::isfinite(f))) {
+      return Malformed(c, absl::StrCat("tensor ", kRopeFactorsName, " holds ", f,
+                                       ", expected positive divisors"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadHeads(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
+  SHOAL_ASSIGN_OR_RETURN(m.heads, keys.Int("attention.head_count", 1, kMaxHeads));
+  SHOAL_ASSIGN_OR_RETURN(m.kv_heads, keys.IntOr("attention.head_count_kv", 1, kMaxHeads, m.heads));
+  if (m.heads % m.kv_heads != 0) {
+    return Malformed(c, absl::StrCat("attention.head_count is ", m.heads,
+                                     ", no multiple of attention.head_count_kv, ", m.kv_heads));
+  }
+  if (!keys.Has("attention.key_length") && m.dim % m.heads != 0) {
+    return Malformed(
+        c, absl::StrCat("embedding_length is ", m.dim, ", no multiple of attention.head_count, ",
+                        m.heads, ", and attention.key_length is missing"));
+  }
+  SHOAL_ASSIGN_OR_RETURN(m.head_dim,
+                         keys.IntOr("attention.key_length", 2, kMaxHeadDim, m.dim / m.heads));
+  if (m.head_dim < 2 || m.head_dim > kMaxHeadDim || m.head_dim % 2 != 0) {
+    return Malformed(c, absl::StrCat("the head size is ", m.head_dim,
+                                     ", expected an even number from 2 to ", kMaxHeadDim));
+  }
+  SHOAL_ASSIGN_OR_RETURN(const int v_dim,
+                         keys.IntOr("attention.value_length", 1, kMaxHeadDim, m.head_dim));
+  if (v_dim != m.head_dim) {
+    return absl::UnimplementedError(absl::StrCat(c.Files()[0], ": attention.value_length ", v_dim,
+                                                 " differs from the key length ", m.head_dim,
+                                                 ", which no architecture known here has"));
+  }
+  SHOAL_ASSIGN_OR_RETURN(m.window, keys.IntOr("attention.sliding_window", 0, INT32_MAX, 0));
+  return absl::OkStatus();
+}
+
+absl::Status ReadExperts(const Checkpoint& c, const Keys& keys, const Architecture& arch,
+                         ModelConfig& m) {
+  SHOAL_ASSIGN_OR_RETURN(m.experts, keys.IntOr("expert_count", 0, kMaxExperts, 0));
+  if (m.experts == 0) {
+    if (arch.must_be_moe) return Malformed(c, absl::StrCat(arch.name, ".expert_count is missing"));
+    SHOAL_ASSIGN_OR_RETURN(m.ffn, keys.Int("feed_forward_length", 1, kMaxFfn));
+    return absl::OkStatus();
+  }
+  if (!arch.may_be_moe) {
+    return absl::UnimplementedError(absl::StrCat(c.Files()[0], ": ", arch.name, " with ", m.experts,
+                                                 " experts is not known, only llama and qwen3moe "
+                                                 "have experts"));
+  }
+  SHOAL_ASSIGN_OR_RETURN(m.experts_used, keys.Int("expert_used_count", 1, m.experts));
+  const char* ffn_key =
+      keys.Has("expert_feed_forward_length") ? "expert_feed_forward_length" : "feed_forward_length";
+  SHOAL_ASSIGN_OR_RETURN(m.ffn, keys.Int(ffn_key, 1, kMaxFfn));
+  // 1 is softmax, the only gating of these architectures.
+  SHOAL_ASSIGN_OR_RETURN(const int gating, keys.IntOr("expert_gating_func", 0, INT32_MAX, 1));
+  SHOAL_ASSIGN_OR_RETURN(const int shared, keys.IntOr("expert_shared_count", 0, INT32_MAX, 0));
+  if (gating > 1 || shared > 0) {
+    return absl::UnimplementedError(absl::StrCat(
+        c.Files()[0], ": ", arch.name,
+        gating > 1 ? " with an expert gating other than softmax" : " with shared experts",
+        " is not known"));
+  }
+  return absl::OkStatus();
+}
+
+// Rows of the embedding, which the tokenizer and the metadata must agree with.
+absl::Status ReadVocab(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
+  const TensorInfo* embedding = c.FindTensor("token_embd.weight");
+  if (embedding == nullptr) {
+    return Malformed(c, c.tensors().empty()
+                            ? "holds a vocabulary only, no weights; give a model's file"
+                            : "tensor 'token_embd.weight' is missing");
+  }
+  if (embedding->rows() > kMaxVocab) {
+    return Malformed(c, absl::StrCat("a vocabulary of ", embedding->rows(), ", at most ", kMaxVocab,
+                                     " is accepted"));
+  }
+  m.vocab = static_cast<int>(embedding->rows());
+  SHOAL_ASSIGN_OR_RETURN(const int key_vocab, keys.IntOr("vocab_size", 1, kMaxVocab, m.vocab));
+  if (key_vocab != m.vocab) {
+    return Malformed(c, absl::StrCat("vocab_size is ", key_vocab, ", but token_embd.weight has ",
+                                     m.vocab, " rows"));
+  }
+  if (const MetadataValue* value = c.FindMetadata("tokenizer.ggml.tokens")) {
+    const auto* tokens = std::get_if<std::vector<std::string>>(value);
+    if (tokens == nullptr || static_cast<int64_t>(tokens->size()) != m.vocab) {
+      return Malformed(
+          c, absl::StrCat("tokenizer.ggml.tokens has ", tokens == nullptr ? 0 : tokens->size(),
+                          " tokens, but token_embd.weight has ", m.vocab, " rows"));
+    }
+  }
+  m.tied_embeddings = c.FindTensor("output.weight") == nullptr;
+  return absl::OkStatus();
+}
+
+// Checks tensors against what the metadata promises, and that nothing else is there.
+class TensorChecker {
+ public:
+  explicit TensorChecker(const Checkpoint& c) : c_(c) { known_.insert(kRopeFactorsName); }
+
+  absl::Status Check(const TensorSpec& spec) {
+    known_.insert(spec.name);
+    const TensorInfo* t = c_.FindTensor(spec.name);
+    if (t == nullptr) {
+      if (!spec.required) return absl::OkStatus();
+      return Malformed(
+          c_, absl::StrCat("tensor '", spec.name, "' is missing, expected ", DimsText(spec.dims)));
+    }
+    const int64_t rows = spec.dims.size() > 1 ? spec.dims[1] : 1;
+    const int64_t matrices = spec.dims.size() > 2 ? spec.dims[2] : 1;
+    if (t->cols() != spec.dims[0] || t->rows() != rows || t->matrices() != matrices) {
+      return Malformed(c_,
+                       absl::StrCat("tensor '", spec.name, "' has the shape ", DimsText(t->dims),
+                                    ", the metadata says ", DimsText(spec.dims)));
+    }
+    if (spec.dims.size() == 1 && Info(t->type).block_elems != 1) {
+      return Malformed(c_, absl::StrCat("tensor '", spec.name, "' is ", Info(t->type).name,
+                                        ", expected f32, f16 or bf16"));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckExperts(const ModelConfig& m, int layer) {
+    for (const Role role : {Role::kGate, Role::kUp, Role::kDown}) {
+      const TensorSpec stacked = StackedExperts(m, role, layer);
+      const bool separate = c_.FindTensor(stacked.name) == nullptr &&
+                            c_.FindTensor(SeparateExpert(m, role, layer, 0).name) != nullptr;
+      if (!separate) {
+        SHOAL_RETURN_IF_ERROR(Check(stacked));
+        continue;
+      }
+      for (int e = 0; e < m.experts; ++e) {
+        SHOAL_RETURN_IF_ERROR(Check(SeparateExpert(m, role, layer, e)));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // A tensor we do not know would be a part of the graph that we do not compute.
+  absl::Status CheckNothingElse(const ModelConfig& m) const {
+    for (const TensorInfo& t : c_.tensors()) {
+      const bool rope_table = absl::EndsWith(t.name, ".attn_rot_embd.weight");  // old, never read
+      if (!known_.contains(t.name) && !rope_table) {
+        return absl::UnimplementedError(absl::StrCat(c_.Files()[0], ": tensor '", Printable(t.name),
+                                                     "' is no part of the architecture ",
+                                                     m.architecture, " as known here"));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const Checkpoint& c_;
+  absl::flat_hash_set<std::string> known_;
+};
+
+}  // namespace
+
+absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& c) {
+  SHOAL_ASSIGN_OR_RETURN(const Architecture* arch, FindArchitecture(c));
+  ModelConfig m;
+  m.architecture = arch->name;
+  m.rope_neox = arch->rope_neox;
+  if (const MetadataValue* name = c.FindMetadata("general.name")) {
+    if (const auto* text = std::get_if<std::string>(name)) m.name = *text;
+  }
+  const Keys keys(c, m.architecture + ".");
+  SHOAL_ASSIGN_OR_RETURN(m.layers, keys.Int("block_count", 1, kMaxLayers));
+  SHOAL_ASSIGN_OR_RETURN(m.dim, keys.Int("embedding_length", 1, kMaxDim));
+  SHOAL_ASSIGN_OR_RETURN(m.context, keys.Int("context_length", 1, kMaxContext));
+  SHOAL_RETURN_IF_ERROR(ReadHeads(c, keys, m));
+  SHOAL_RETURN_IF_ERROR(ReadExperts(c, keys, *arch, m));
+  SHOAL_RETURN_IF_ERROR(ReadVocab(c, keys, m));
+  if (!keys.Has("attention.layer_norm_rms_epsilon")) {
+    return Malformed(c, absl::StrCat("metadata key '", m.architecture,
+                                     ".attention.layer_norm_rms_epsilon' is missing"));
+  }
+  SHOAL_ASSIGN_OR_RETURN(m.norm_eps, keys.PositiveOr("attention.layer_norm_rms_epsilon", 0));
+
+  TensorChecker tensors(c);
+  for (const TensorSpec& spec : GlobalTensors(m)) SHOAL_RETURN_IF_ERROR(tensors.Check(spec));
+  for (int layer = 0; layer < m.layers; ++layer) {
+    for (const TensorSpec& spec : LayerTensors(m, layer)) {
+      SHOAL_RETURN_IF_ERROR(tensors.Check(spec));
+    }
+    if (m.experts > 0) SHOAL_RETURN_IF_ERROR(tensors.CheckExperts(m, layer));
+  }
+  SHOAL_RETURN_IF_ERROR(tensors.CheckNothingElse(m));
+  SHOAL_RETURN_IF_ERROR(ReadRope(c, keys, m));
+  return m;
+}
+
+}  // namespace shoal

@@ -1,0 +1,97 @@
+#include "shard/tensor_names.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/check.h"
+
+namespace shoal {
+namespace {
+
+const char* ExpertPart(Role role) {
+  switch (role) {
+    case Role::kGate:
+      return "ffn_gate";
+    case Role::kUp:
+      return "ffn_up";
+    default:
+      SHOAL_CHECK(role == Role::kDown, "experts have kGate, kUp and kDown");
+      return "ffn_down";
+  }
+}
+
+// dims of one dense FFN matrix, or of one expert's
+std::vector<int64_t> FfnDims(const ModelConfig& c, Role role) {
+  return role == Role::kDown ? std::vector<int64_t>{c.ffn, c.dim}
+                             : std::vector<int64_t>{c.dim, c.ffn};
+}
+
+}  // namespace
+
+std::vector<TensorSpec> GlobalTensors(const ModelConfig& c) {
+  return {
+      {Role::kEmbedding, "token_embd.weight", {c.dim, c.vocab}},
+      {Role::kOutputNorm, "output_norm.weight", {c.dim}},
+      {Role::kHead, "output.weight", {c.dim, c.vocab}, /*required=*/false},
+  };
+}
+
+std::vector<TensorSpec> LayerTensors(const ModelConfig& c, int layer) {
+  const std::string blk = absl::StrCat("blk.", layer, ".");
+  const int64_t q = int64_t{c.heads} * c.head_dim;
+  const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
+  std::vector<TensorSpec> out = {
+      {Role::kAttnNorm, blk + "attn_norm.weight", {c.dim}},
+      {Role::kQ, blk + "attn_q.weight", {c.dim, q}},
+      {Role::kK, blk + "attn_k.weight", {c.dim, kv}},
+      {Role::kV, blk + "attn_v.weight", {c.dim, kv}},
+      {Role::kO, blk + "attn_output.weight", {q, c.dim}},
+  };
+  if (c.architecture == "qwen2" || c.architecture == "llama") {
+    const bool required = c.architecture == "qwen2";
+    out.push_back({Role::kQBias, blk + "attn_q.bias", {q}, required});
+    out.push_back({Role::kKBias, blk + "attn_k.bias", {kv}, required});
+    out.push_back({Role::kVBias, blk + "attn_v.bias", {kv}, required});
+  }
+  if (c.architecture == "llama") {
+    out.push_back({Role::kOBias, blk + "attn_output.bias", {c.dim}, /*required=*/false});
+  }
+  if (c.architecture == "qwen3" || c.architecture == "qwen3moe") {
+    out.push_back({Role::kQNorm, blk + "attn_q_norm.weight", {c.head_dim}});
+    out.push_back({Role::kKNorm, blk + "attn_k_norm.weight", {c.head_dim}});
+  }
+  out.push_back({Role::kFfnNorm, blk + "ffn_norm.weight", {c.dim}});
+  if (c.experts > 0) {
+    out.push_back({Role::kRouter, blk + "ffn_gate_inp.weight", {c.dim, c.experts}});
+    return out;
+  }
+  out.push_back({Role::kGate, blk + "ffn_gate.weight", FfnDims(c, Role::kGate)});
+  out.push_back({Role::kUp, blk + "ffn_up.weight", FfnDims(c, Role::kUp)});
+  out.push_back({Role::kDown, blk + "ffn_down.weight", FfnDims(c, Role::kDown)});
+  return out;
+}
+
+TensorSpec StackedExperts(const ModelConfig& c, Role role, int layer) {
+  TensorSpec spec{role, absl::StrCat("blk.", layer, ".", ExpertPart(role), "_exps.weight"),
+                  FfnDims(c, role)};
+  spec.dims.push_back(c.experts);
+  return spec;
+}
+
+TensorSpec SeparateExpert(const ModelConfig& c, Role role, int layer, int expert) {
+  return {role, absl::StrCat("blk.", layer, ".", ExpertPart(role), ".", expert, ".weight"),
+          FfnDims(c, role)};
+}
+
+ExpertSource FindExpert(const Checkpoint& checkpoint, const ModelConfig& config, Role role,
+                        int layer, int expert) {
+  if (const TensorInfo* t = checkpoint.FindTensor(StackedExperts(config, role, layer).name)) {
+    return {t, expert};
+  }
+  return {checkpoint.FindTensor(SeparateExpert(config, role, layer, expert).name), 0};
+}
+
+std::string DimsText(const std::vector<int64_t>& dims) {
+  return absl::StrCat("[", absl::StrJoin(dims, ", "), "]");
+}
+
+}  // namespace shoal
