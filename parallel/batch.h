@@ -1,0 +1,67 @@
+// One step of the engine as flat plain data: what rank 0 broadcasts and every rank runs.
+//
+// Rows are ordered: first all decode rows, then all prefill rows. Workers keep one block table per slot and learn
+// of new entries here, so a batch stays small however long its sequences are.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "comm/communicator.h"
+
+namespace shoal {
+
+struct Batch {
+  enum class Kind : int32_t {
+    kForward,      // run the model over the rows
+    kFetchLogits,  // last stage: send the whole logit rows `fetch` of step `step` again
+    kStop,         // leave the loop
+  };
+
+  // A run of rows of one sequence: rows [row, row + rows) are positions [pos, pos + rows) of slot `slot`.
+  struct Run {
+    int32_t slot = 0;
+    int32_t row = 0;
+    int32_t rows = 0;
+    int32_t pos = 0;
+    int32_t decode = 0;  // 1: the rows lie in the decode part
+  };
+
+  // Block table of `slot`: entry `index` is now `block`.
+  struct TableEntry {
+    int32_t slot = 0;
+    int32_t index = 0;
+    int32_t block = 0;
+  };
+
+  // A row whose logits are wanted, and how much of them rank 0 needs.
+  struct LogitRow {
+    int32_t row = 0;
+    int32_t candidates = 0;    // best tokens of each vocabulary shard; 0: the whole row
+    float inv_temperature = 1; // of the (max, sum of exp) that come with the candidates
+  };
+
+  Kind kind = Kind::kForward;
+  int64_t step = 0;
+  int32_t decode_rows = 0;
+  int32_t prefill_logits = 0;  // 1: every row is scored on the prefill path (perplexity)
+  std::vector<int32_t> tokens;  // [rows]
+  std::vector<Run> runs;
+  std::vector<TableEntry> table;
+  std::vector<LogitRow> logits;
+  std::vector<int32_t> fetch;  // indices into the logits of step `step`
+
+  int rows() const { return static_cast<int>(tokens.size()); }
+};
+
+// The encoding is this machine's own (all ranks run the same binary): counts, then the arrays.
+std::vector<uint8_t> EncodeBatch(const Batch& batch);
+absl::StatusOr<Batch> DecodeBatch(absl::Span<const uint8_t> bytes);
+
+// Rank 0 sends, the others receive; one message for a batch of up to 2 KiB, else two.
+absl::Status BroadcastBatch(Communicator& world, Batch& batch);
+
+}  // namespace shoal

@@ -1,0 +1,57 @@
+#include "parallel/kv_cache.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace shoal {
+
+absl::StatusOr<KvCache> KvCache::Create(const KvShape& shape, int layers, int blocks, int slots,
+                                        int blocks_per_slot) {
+  KvCache kv;
+  kv.shape_ = shape;
+  kv.layers_ = layers;
+  kv.blocks_ = blocks;
+  kv.slots_ = slots;
+  kv.blocks_per_slot_ = blocks_per_slot;
+  absl::StatusOr<Buffer> pool = Buffer::Allocate(blocks * BlockBytes(shape, layers));
+  if (!pool.ok()) return pool.status();
+  kv.pool_ = *std::move(pool);
+  kv.tables_.assign(int64_t{slots} * blocks_per_slot, -1);
+  return kv;
+}
+
+KvLayer KvCache::layer(int local_layer) {
+  return {shape_, pool_.data() + local_layer * shape_.block_bytes(), BlockBytes(shape_, layers_)};
+}
+
+absl::Status KvCache::Apply(const std::vector<Batch::TableEntry>& entries) {
+  for (const Batch::TableEntry& e : entries) {
+    if (e.slot < 0 || e.slot >= slots_ || e.index < 0 || e.index >= blocks_per_slot_ || e.block < 0 ||
+        e.block >= blocks_) {
+      return absl::InternalError(absl::StrCat("block table entry (slot ", e.slot, ", index ", e.index,
+                                              ", block ", e.block, ") lies outside ", slots_, " x ",
+                                              blocks_per_slot_, " and ", blocks_, " blocks"));
+    }
+    tables_[int64_t{e.slot} * blocks_per_slot_ + e.index] = e.block;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KvCache::CheckRun(const Batch::Run& run, int rows) const {
+  const bool in_batch = run.row >= 0 && run.rows > 0 && run.row + run.rows <= rows;
+  const bool in_table = run.slot >= 0 && run.slot < slots_ && run.pos >= 0 &&
+                        (run.pos + run.rows - 1) / kKvBlockTokens < blocks_per_slot_;
+  if (!in_batch || !in_table) {
+    return absl::InternalError(absl::StrCat("run of slot ", run.slot, ", rows ", run.row, "+", run.rows,
+                                            ", position ", run.pos, " lies outside the batch or its table"));
+  }
+  const int32_t* blocks = table(run.slot);
+  for (int b = 0; b <= (run.pos + run.rows - 1) / kKvBlockTokens; ++b) {
+    if (blocks[b] < 0) {
+      return absl::InternalError(absl::StrCat("slot ", run.slot, " has no block for position ",
+                                              b * kKvBlockTokens));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace shoal

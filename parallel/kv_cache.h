@@ -1,0 +1,41 @@
+// One rank's KV blocks and the block tables of the sequences that use them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "kernels/buffer.h"
+#include "parallel/batch.h"
+
+namespace shoal {
+
+// Memory layout: [block][layer held here][K, V], so one block with all its layers is one run of bytes.
+// Used by the rank's engine thread only.
+class KvCache {
+ public:
+  // layers: those this rank holds. slots x blocks_per_slot is the size of the block tables.
+  static absl::StatusOr<KvCache> Create(const KvShape& shape, int layers, int blocks, int slots,
+                                        int blocks_per_slot);
+  static int64_t BlockBytes(const KvShape& shape, int layers) { return layers * shape.block_bytes(); }
+
+  KvLayer layer(int local_layer);
+  // Rejects entries out of range: a batch comes from another process.
+  absl::Status Apply(const std::vector<Batch::TableEntry>& entries);
+  const int32_t* table(int slot) const { return tables_.data() + int64_t{slot} * blocks_per_slot_; }
+  absl::Status CheckRun(const Batch::Run& run, int rows) const;
+  int64_t bytes() const { return static_cast<int64_t>(pool_.size()); }
+
+ private:
+  KvShape shape_;
+  int layers_ = 0;
+  int blocks_ = 0;
+  int slots_ = 0;
+  int blocks_per_slot_ = 0;
+  Buffer pool_;
+  std::vector<int32_t> tables_;  // [slots, blocks_per_slot], -1 where unset
+};
+
+}  // namespace shoal

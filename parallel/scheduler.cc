@@ -1,0 +1,308 @@
+#include "parallel/scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/backend.h"
+#include "kernels/check.h"
+
+namespace shoal {
+namespace {
+
+int BlocksFor(int64_t tokens) {
+  return static_cast<int>((tokens + kKvBlockTokens - 1) / kKvBlockTokens);
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), blocks_(limits.blocks) {
+  SHOAL_CHECK(limits.rows > 0 && limits.slots > 0 && limits.context > 0 && limits.blocks > 0,
+              "a scheduler needs rows, slots, context and blocks");
+  for (int s = limits.slots - 1; s >= 0; --s) free_slots_.push_back(s);
+}
+
+absl::StatusOr<SequenceId> Scheduler::Submit(SequenceRequest request) {
+  const int64_t length = static_cast<int64_t>(request.tokens.size());
+  const int64_t most = std::min<int64_t>(limits_.context, int64_t{limits_.blocks} * kKvBlockTokens);
+  if (length == 0) return absl::InvalidArgumentError("the prompt is empty: nothing to continue from");
+  if (length > most) {
+    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", length, " tokens, but the context holds ",
+                                                   most, ": shorten it or raise the context (-c)"));
+  }
+  if (request.prompt_length < 0 || request.prompt_length > length) {
+    return absl::InvalidArgumentError(absl::StrCat("prompt_length ", request.prompt_length, " of ", length, " tokens"));
+  }
+  if (waiting_count_ >= limits_.waiting || waiting_tokens_ + length > limits_.waiting_tokens) {
+    return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", waiting_count_, " requests with ",
+                                                     waiting_tokens_, " tokens wait"));
+  }
+  auto owned = std::make_unique<Sequence>();
+  Sequence& s = *owned;
+  s.id = next_id_++;
+  s.prompt_length = request.prompt_length == 0 ? static_cast<int>(length) : request.prompt_length;
+  s.tokens = std::move(request.tokens);
+  s.request = std::move(request);
+  s.request.tokens.clear();
+  sequences_.emplace(s.id, std::move(owned));
+  totals_.prompt_tokens += length;
+  if (s.generated() >= s.request.max_tokens) {  // nothing to do: reported by the next TakeCancelled
+    cancelled_.push_back({s.id, FinishReason::kLength});
+    const SequenceId id = s.id;
+    sequences_.erase(id);
+    return id;
+  }
+  Enqueue(s, /*front=*/false);
+  return s.id;
+}
+
+void Scheduler::Cancel(SequenceId id) {
+  const auto it = sequences_.find(id);
+  if (it == sequences_.end()) return;
+  Sequence& s = *it->second;
+  if (s.slot < 0) {
+    PopWaiting(s);
+  } else if (s.steps_in_flight > 0) {
+    s.cancelled = true;  // its blocks are still being written
+    return;
+  }
+  cancelled_.push_back({id, FinishReason::kCancelled});
+  Remove(s);
+}
+
+std::optional<Scheduler::Step> Scheduler::Next() {
+  Step step;
+  Batch& batch = step.batch;
+  int rows = 0;
+  // 1. One row of everything that decodes. Copied: preemption changes running_.
+  for (Sequence* s : std::vector<Sequence*>(running_)) {
+    if (rows >= limits_.rows || s->slot < 0 || s->cancelled || s->awaiting_sample) continue;
+    if (s->scheduled < s->prompt_length || s->remaining() != 1) continue;
+    if (!GrowOrPreempt(*s, 1, batch)) continue;
+    AddRun(*s, 1, /*decode=*/true, step);
+    ++rows;
+  }
+  const int limit = rows > 0 ? std::min(limits_.rows, rows + limits_.rows_beside_decode) : limits_.rows;
+  const auto add_chunk = [&](Sequence& s) {
+    const bool replay = s.scheduled >= s.prompt_length;
+    const int until = replay ? static_cast<int>(s.tokens.size()) : s.prompt_length;
+    const int chunk = std::min(limit - rows, until - s.scheduled);
+    if (chunk <= 0 || !Grow(s, chunk, batch)) return;
+    AddRun(s, chunk, replay, step);
+    rows += chunk;
+  };
+  // 2. Chunks of what is admitted (the row of a decode above leaves nothing remaining).
+  for (Sequence* s : running_) {
+    if (rows >= limit) break;
+    if (!s->cancelled && !s->awaiting_sample && s->remaining() > 0) add_chunk(*s);
+  }
+  // 3. New ones.
+  while (rows < limit && !free_slots_.empty()) {
+    Sequence* s = NextWaiting();
+    if (s == nullptr || !Admit(*s, batch)) break;
+    add_chunk(*s);
+  }
+  if (rows == 0) return std::nullopt;
+
+  // Decode rows come first in the batch.
+  std::stable_partition(batch.runs.begin(), batch.runs.end(), [](const Batch::Run& r) { return r.decode != 0; });
+  std::unordered_map<int, Sequence*> by_slot;
+  for (Sequence* s : running_) by_slot[s->slot] = s;
+  int row = 0;
+  for (Batch::Run& run : batch.runs) {
+    run.row = row;
+    row += run.rows;
+    if (run.decode != 0) batch.decode_rows += run.rows;
+    Sequence& s = *by_slot.at(run.slot);
+    batch.tokens.insert(batch.tokens.end(), s.tokens.begin() + run.pos, s.tokens.begin() + run.pos + run.rows);
+    if (run.pos + run.rows == static_cast<int>(s.tokens.size())) {
+      Batch::LogitRow logit{run.row + run.rows - 1, CandidatesNeeded(s.request.sampling, s.tokens), 1};
+      if (s.request.sampling.temperature > 0) logit.inv_temperature = 1 / s.request.sampling.temperature;
+      batch.logits.push_back(logit);
+      step.sequences.push_back(s.id);
+      s.awaiting_sample = true;
+    }
+  }
+  batch.step = next_step_++;
+  return step;
+}
+
+std::vector<Scheduler::Finished> Scheduler::Complete(const Step& step, const std::vector<int32_t>& tokens) {
+  SHOAL_CHECK(tokens.size() == step.sequences.size(), "one token for each row with logits");
+  for (const Batch::Run& run : step.batch.runs) {
+    for (Sequence* s : running_) {
+      if (s->slot == run.slot) --s->steps_in_flight;
+    }
+  }
+  std::vector<Finished> finished;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    Sequence& s = *sequences_.at(step.sequences[i]);
+    s.awaiting_sample = false;
+    if (s.cancelled) continue;
+    s.tokens.push_back(tokens[i]);
+    if (const FinishReason reason = ReasonToEnd(s); reason != FinishReason::kNone) {
+      finished.push_back({s.id, reason});
+    }
+  }
+  for (const Finished& f : finished) Remove(*sequences_.at(f.id));
+  for (Sequence* s : std::vector<Sequence*>(running_)) {
+    if (!s->cancelled || s->steps_in_flight > 0) continue;
+    finished.push_back({s->id, FinishReason::kCancelled});
+    Remove(*s);
+  }
+  return finished;
+}
+
+std::vector<Scheduler::Finished> Scheduler::TakeCancelled() { return std::exchange(cancelled_, {}); }
+
+const Sequence* Scheduler::Find(SequenceId id) const {
+  const auto it = sequences_.find(id);
+  return it == sequences_.end() ? nullptr : it->second.get();
+}
+
+Scheduler::Stats Scheduler::stats() const {
+  Stats s = totals_;
+  s.waiting = waiting_count_;
+  s.running = static_cast<int>(running_.size());
+  s.blocks_in_use = blocks_.in_use();
+  s.blocks_total = blocks_.total();
+  return s;
+}
+
+Sequence* Scheduler::NextWaiting() {
+  if (waiting_.empty()) return nullptr;
+  auto it = waiting_.upper_bound(last_client_);
+  if (it == waiting_.end()) it = waiting_.begin();
+  return it->second.front();
+}
+
+void Scheduler::Enqueue(Sequence& s, bool front) {
+  std::deque<Sequence*>& queue = waiting_[s.request.client];
+  front ? queue.push_front(&s) : queue.push_back(&s);
+  ++waiting_count_;
+  waiting_tokens_ += static_cast<int64_t>(s.tokens.size());
+}
+
+void Scheduler::PopWaiting(const Sequence& s) {
+  const auto it = waiting_.find(s.request.client);
+  SHOAL_CHECK(it != waiting_.end(), "a sequence without a slot waits");
+  std::erase(it->second, &s);
+  if (it->second.empty()) waiting_.erase(it);
+  --waiting_count_;
+  waiting_tokens_ -= static_cast<int64_t>(s.tokens.size());
+}
+
+// Takes over cached blocks and a slot. False when the first block it still needs is not there.
+bool Scheduler::Admit(Sequence& s, Batch& batch) {
+  std::vector<int> shared;
+  std::vector<PrefixHash> hashes;
+  PrefixHash hash = s.request.salt;
+  const size_t length = s.tokens.size();
+  for (size_t end = kKvBlockTokens; limits_.prefix_cache && end < length; end += kKvBlockTokens) {
+    hash = ExtendPrefix(hash, absl::MakeSpan(s.tokens).subspan(end - kKvBlockTokens, kKvBlockTokens));
+    const std::optional<int> block = blocks_.Lookup(hash);
+    if (!block.has_value()) break;
+    shared.push_back(*block);
+    hashes.push_back(hash);
+  }
+  // Enough for the whole prompt, so that two long prompts do not starve each other half-way.
+  if (blocks_.available() < BlocksFor(static_cast<int64_t>(length)) - static_cast<int>(shared.size()) &&
+      !running_.empty()) {
+    for (int b : shared) blocks_.Release(b);
+    return false;
+  }
+  PopWaiting(s);
+  last_client_ = s.request.client;
+  s.slot = free_slots_.back();
+  free_slots_.pop_back();
+  s.admitted = ++admissions_;
+  s.scheduled = static_cast<int>(shared.size()) * kKvBlockTokens;
+  s.cached_tokens = s.scheduled;
+  totals_.cached_tokens += s.scheduled;
+  s.blocks = std::move(shared);
+  s.hashes = std::move(hashes);
+  for (size_t i = 0; i < s.blocks.size(); ++i) batch.table.push_back({s.slot, static_cast<int32_t>(i), s.blocks[i]});
+  running_.push_back(&s);
+  return true;
+}
+
+// Blocks for the next `tokens` tokens; all or nothing.
+bool Scheduler::Grow(Sequence& s, int tokens, Batch& batch) {
+  const int need = BlocksFor(s.scheduled + tokens) - static_cast<int>(s.blocks.size());
+  if (need > blocks_.available()) return false;
+  for (int i = 0; i < need; ++i) {
+    const int block = *blocks_.Allocate();
+    batch.table.push_back({s.slot, static_cast<int32_t>(s.blocks.size()), block});
+    s.blocks.push_back(block);
+  }
+  return true;
+}
+
+bool Scheduler::GrowOrPreempt(Sequence& s, int tokens, Batch& batch) {
+  while (!Grow(s, tokens, batch)) {
+    if (!PreemptAnother(s)) return false;
+  }
+  return true;
+}
+
+// The sequence admitted last gives way, unless that is `keep` itself or a step in flight uses its blocks.
+bool Scheduler::PreemptAnother(const Sequence& keep) {
+  for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
+    Sequence& victim = **it;
+    if (&victim == &keep) return false;
+    if (victim.steps_in_flight > 0 || victim.cancelled) continue;
+    ReleaseBlocks(victim);
+    victim.scheduled = 0;
+    ++totals_.preempted;
+    Enqueue(victim, /*front=*/true);
+    return true;
+  }
+  return false;
+}
+
+void Scheduler::AddRun(Sequence& s, int rows, bool decode, Step& step) {
+  step.batch.runs.push_back({s.slot, 0, rows, s.scheduled, decode ? 1 : 0});
+  s.scheduled += rows;
+  ++s.steps_in_flight;
+  PublishBlocks(s);
+}
+
+// Later steps run after the one that fills a block, so it may be shared from now on.
+void Scheduler::PublishBlocks(Sequence& s) {
+  if (!limits_.prefix_cache) return;
+  while (static_cast<int>(s.hashes.size() + 1) * kKvBlockTokens <= s.scheduled) {
+    const size_t i = s.hashes.size();
+    const PrefixHash previous = i == 0 ? s.request.salt : s.hashes.back();
+    s.hashes.push_back(
+        ExtendPrefix(previous, absl::MakeSpan(s.tokens).subspan(i * kKvBlockTokens, kKvBlockTokens)));
+    blocks_.Publish(s.blocks[i], s.hashes.back());
+  }
+}
+
+void Scheduler::ReleaseBlocks(Sequence& s) {
+  // Last block first: the least recently used is taken first, and a prefix is useless without its beginning.
+  for (auto it = s.blocks.rbegin(); it != s.blocks.rend(); ++it) blocks_.Release(*it);
+  s.blocks.clear();
+  s.hashes.clear();
+  free_slots_.push_back(s.slot);
+  s.slot = -1;
+  std::erase(running_, &s);
+}
+
+void Scheduler::Remove(Sequence& s) {
+  if (s.slot >= 0) ReleaseBlocks(s);
+  const SequenceId id = s.id;
+  sequences_.erase(id);
+}
+
+FinishReason Scheduler::ReasonToEnd(const Sequence& s) const {
+  const auto& stops = s.request.stop_tokens;
+  if (std::find(stops.begin(), stops.end(), s.tokens.back()) != stops.end()) return FinishReason::kStop;
+  const int64_t most = std::min<int64_t>(limits_.context, int64_t{limits_.blocks} * kKvBlockTokens);
+  if (s.generated() >= s.request.max_tokens || static_cast<int64_t>(s.tokens.size()) >= most) {
+    return FinishReason::kLength;
+  }
+  return FinishReason::kNone;
+}
+
+}  // namespace shoal
