@@ -64,7 +64,7 @@ std::vector<uint8_t> EncodeBatch(const Batch& batch) {
   w.Value(batch.kind);
   w.Value(batch.step);
   w.Value(batch.decode_rows);
-  w.Value(batch.prefill_logits);
+  w.Value(batch.prefill_head);
   w.Array(batch.tokens);
   w.Array(batch.runs);
   w.Array(batch.table);
@@ -76,7 +76,7 @@ std::vector<uint8_t> EncodeBatch(const Batch& batch) {
 absl::StatusOr<Batch> DecodeBatch(absl::Span<const uint8_t> bytes) {
   Reader r(bytes);
   Batch b;
-  if (!r.Value(b.kind) || !r.Value(b.step) || !r.Value(b.decode_rows) || !r.Value(b.prefill_logits) ||
+  if (!r.Value(b.kind) || !r.Value(b.step) || !r.Value(b.decode_rows) || !r.Value(b.prefill_head) ||
       !r.Array(b.tokens) || !r.Array(b.runs) || !r.Array(b.table) || !r.Array(b.logits) ||
       !r.Array(b.fetch)) {
     return absl::InternalError(absl::StrCat("a batch of ", bytes.size(),

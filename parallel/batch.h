@@ -1,7 +1,7 @@
 // One step of the engine as flat plain data: what rank 0 broadcasts and every rank runs.
 //
-// Rows are ordered: first all decode rows, then all prefill rows. Workers keep one block table per slot and learn
-// of new entries here, so a batch stays small however long its sequences are.
+// Rows are ordered: first all decode rows, then all prefill rows. Workers keep one block table per
+// slot and learn of new entries here, so a batch stays small however long its sequences are.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,8 @@ struct Batch {
     kStop,         // leave the loop
   };
 
-  // A run of rows of one sequence: rows [row, row + rows) are positions [pos, pos + rows) of slot `slot`.
+  // A run of rows of one sequence: rows [row, row + rows) are positions [pos, pos + rows) of slot
+  // `slot`.
   struct Run {
     int32_t slot = 0;
     int32_t row = 0;
@@ -40,14 +41,15 @@ struct Batch {
   // A row whose logits are wanted, and how much of them rank 0 needs.
   struct LogitRow {
     int32_t row = 0;
-    int32_t candidates = 0;    // best tokens of each vocabulary shard; 0: the whole row
-    float inv_temperature = 1; // of the (max, sum of exp) that come with the candidates
+    int32_t candidates = 0;     // best tokens of each vocabulary shard; 0: the whole row
+    float inv_temperature = 1;  // of the log-sum-exp that comes with the candidates
+    int32_t target = -1;  // >= 0: only this token's logit and the log-sum-exp (scoring a text)
   };
 
   Kind kind = Kind::kForward;
   int64_t step = 0;
   int32_t decode_rows = 0;
-  int32_t prefill_logits = 0;  // 1: every row is scored on the prefill path (perplexity)
+  int32_t prefill_head = 0;     // 1: the head runs on the prefill path too (scoring a text)
   std::vector<int32_t> tokens;  // [rows]
   std::vector<Run> runs;
   std::vector<TableEntry> table;

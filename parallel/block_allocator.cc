@@ -16,7 +16,8 @@ PrefixHash ExtendPrefix(PrefixHash previous, absl::Span<const int32_t> tokens) {
   return {h.low64, h.high64};
 }
 
-BlockAllocator::BlockAllocator(int blocks) : refs_(blocks, 0), hash_of_(blocks), idle_at_(blocks, idle_.end()) {
+BlockAllocator::BlockAllocator(int blocks)
+    : refs_(blocks, 0), hash_of_(blocks), idle_at_(blocks, idle_.end()) {
   free_.reserve(blocks);
   for (int b = blocks - 1; b >= 0; --b) free_.push_back(b);
 }

@@ -1,8 +1,9 @@
-// Which KV blocks are in use, and which hold a prefix that may be wanted again. Rank 0 only; no I/O.
+// Which KV blocks are in use, and which hold a prefix that may be wanted again. Rank 0 only; no
+// I/O.
 //
-// A full block is known by a hash over its tokens, all tokens before it and a salt, so that a later sequence that
-// starts alike takes it over (as vLLM's automatic prefix caching does). A block that nobody uses but
-// that is known stays until its memory is needed, least recently used first.
+// A full block is known by a hash over its tokens, all tokens before it and a salt, so that a later
+// sequence that starts alike takes it over (as vLLM's automatic prefix caching does). A block that
+// nobody uses but that is known stays until its memory is needed, least recently used first.
 #pragma once
 
 #include <cstdint>

@@ -25,11 +25,11 @@ KvLayer KvCache::layer(int local_layer) {
 
 absl::Status KvCache::Apply(const std::vector<Batch::TableEntry>& entries) {
   for (const Batch::TableEntry& e : entries) {
-    if (e.slot < 0 || e.slot >= slots_ || e.index < 0 || e.index >= blocks_per_slot_ || e.block < 0 ||
-        e.block >= blocks_) {
-      return absl::InternalError(absl::StrCat("block table entry (slot ", e.slot, ", index ", e.index,
-                                              ", block ", e.block, ") lies outside ", slots_, " x ",
-                                              blocks_per_slot_, " and ", blocks_, " blocks"));
+    if (e.slot < 0 || e.slot >= slots_ || e.index < 0 || e.index >= blocks_per_slot_ ||
+        e.block < 0 || e.block >= blocks_) {
+      return absl::InternalError(absl::StrCat(
+          "block table entry (slot ", e.slot, ", index ", e.index, ", block ", e.block,
+          ") lies outside ", slots_, " x ", blocks_per_slot_, " and ", blocks_, " blocks"));
     }
     tables_[int64_t{e.slot} * blocks_per_slot_ + e.index] = e.block;
   }
@@ -41,14 +41,15 @@ absl::Status KvCache::CheckRun(const Batch::Run& run, int rows) const {
   const bool in_table = run.slot >= 0 && run.slot < slots_ && run.pos >= 0 &&
                         (run.pos + run.rows - 1) / kKvBlockTokens < blocks_per_slot_;
   if (!in_batch || !in_table) {
-    return absl::InternalError(absl::StrCat("run of slot ", run.slot, ", rows ", run.row, "+", run.rows,
-                                            ", position ", run.pos, " lies outside the batch or its table"));
+    return absl::InternalError(absl::StrCat("run of slot ", run.slot, ", rows ", run.row, "+",
+                                            run.rows, ", position ", run.pos,
+                                            " lies outside the batch or its table"));
   }
   const int32_t* blocks = table(run.slot);
   for (int b = 0; b <= (run.pos + run.rows - 1) / kKvBlockTokens; ++b) {
     if (blocks[b] < 0) {
-      return absl::InternalError(absl::StrCat("slot ", run.slot, " has no block for position ",
-                                              b * kKvBlockTokens));
+      return absl::InternalError(
+          absl::StrCat("slot ", run.slot, " has no block for position ", b * kKvBlockTokens));
     }
   }
   return absl::OkStatus();

@@ -12,14 +12,16 @@
 
 namespace shoal {
 
-// Memory layout: [block][layer held here][K, V], so one block with all its layers is one run of bytes.
-// Used by the rank's engine thread only.
+// Memory layout: [block][layer held here][K, V], so one block with all its layers is one run of
+// bytes. Used by the rank's engine thread only.
 class KvCache {
  public:
   // layers: those this rank holds. slots x blocks_per_slot is the size of the block tables.
   static absl::StatusOr<KvCache> Create(const KvShape& shape, int layers, int blocks, int slots,
                                         int blocks_per_slot);
-  static int64_t BlockBytes(const KvShape& shape, int layers) { return layers * shape.block_bytes(); }
+  static int64_t BlockBytes(const KvShape& shape, int layers) {
+    return layers * shape.block_bytes();
+  }
 
   KvLayer layer(int local_layer);
   // Rejects entries out of range: a batch comes from another process.

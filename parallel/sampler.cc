@@ -9,7 +9,8 @@ namespace shoal {
 namespace {
 
 constexpr int kMaxCandidates = 1024;
-constexpr int kOpenCandidates = 256;  // without top-k: enough for top-p or min-p to cut, nearly always
+constexpr int kOpenCandidates =
+    256;  // without top-k: enough for top-p or min-p to cut, nearly always
 
 bool Better(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
@@ -19,8 +20,10 @@ bool HasPenalties(const SamplingParams& p) {
   return p.repeat_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0;
 }
 
-absl::Span<const int32_t> PenaltyWindow(const SamplingParams& p, absl::Span<const int32_t> history) {
-  if (p.penalty_last_n < 0 || history.size() <= static_cast<size_t>(p.penalty_last_n)) return history;
+absl::Span<const int32_t> PenaltyWindow(const SamplingParams& p,
+                                        absl::Span<const int32_t> history) {
+  if (p.penalty_last_n < 0 || history.size() <= static_cast<size_t>(p.penalty_last_n))
+    return history;
   return history.last(p.penalty_last_n);
 }
 
@@ -35,13 +38,15 @@ float Penalized(const SamplingParams& p, float logit, int count) {
   return logit - p.presence_penalty - static_cast<float>(count) * p.frequency_penalty;
 }
 
-// Applies bias, mask and penalties. Touched logits only sink when `all` is empty (see CandidatesNeeded).
-void Adjust(const SamplingParams& p, absl::Span<const int32_t> history, absl::Span<const uint64_t> allowed,
-            std::vector<Candidate>& candidates) {
+// Applies bias, mask and penalties. Touched logits only sink when `all` is empty (see
+// CandidatesNeeded).
+void Adjust(const SamplingParams& p, absl::Span<const int32_t> history,
+            absl::Span<const uint64_t> allowed, std::vector<Candidate>& candidates) {
   if (HasPenalties(p)) {
     const auto counts = Counts(PenaltyWindow(p, history));
     for (Candidate& c : candidates) {
-      if (const auto it = counts.find(c.token); it != counts.end()) c.logit = Penalized(p, c.logit, it->second);
+      if (const auto it = counts.find(c.token); it != counts.end())
+        c.logit = Penalized(p, c.logit, it->second);
     }
   }
   if (!p.logit_bias.empty()) {
@@ -70,12 +75,15 @@ struct Cut {
   bool decided = true;  // false: tokens that are not candidates would be kept too
 };
 
-// How many of the ordered weights top-p and min-p keep. total: the weight of all tokens that compete.
-Cut TopPMinP(const SamplingParams& p, absl::Span<const double> weights, double total, bool complete) {
+// How many of the ordered weights top-p and min-p keep. total: the weight of all tokens that
+// compete.
+Cut TopPMinP(const SamplingParams& p, absl::Span<const double> weights, double total,
+             bool complete) {
   Cut cut{weights.size(), complete};
   if (p.min_p > 0) {
     const double floor = p.min_p * weights[0];
-    const auto it = std::find_if(weights.begin(), weights.end(), [&](double w) { return w < floor; });
+    const auto it =
+        std::find_if(weights.begin(), weights.end(), [&](double w) { return w < floor; });
     cut.keep = std::max<size_t>(1, it - weights.begin());
     if (it != weights.end()) cut.decided = true;
   }
@@ -93,8 +101,8 @@ Cut TopPMinP(const SamplingParams& p, absl::Span<const double> weights, double t
   return cut;
 }
 
-std::optional<int32_t> Draw(const SamplingParams& p, std::vector<Candidate>& candidates, bool complete,
-                            double log_sum_exp, size_t position) {
+std::optional<int32_t> Draw(const SamplingParams& p, std::vector<Candidate>& candidates,
+                            bool complete, double log_sum_exp, size_t position) {
   KeepBest(candidates, p.top_k);
   const bool top_k_cuts = p.top_k > 0 && candidates.size() == static_cast<size_t>(p.top_k);
   std::vector<double> weights(candidates.size());
@@ -139,8 +147,8 @@ int CandidatesNeeded(const SamplingParams& p, absl::Span<const int32_t> history)
   return base + sinking > kMaxCandidates ? 0 : static_cast<int>(base + sinking);
 }
 
-std::optional<Sample> SampleToken(const SamplingParams& p, absl::Span<const int32_t> history, RowLogits row,
-                                  absl::Span<const uint64_t> allowed) {
+std::optional<Sample> SampleToken(const SamplingParams& p, absl::Span<const int32_t> history,
+                                  RowLogits row, absl::Span<const uint64_t> allowed) {
   const bool complete = !row.all.empty();
   std::vector<Candidate>& c = row.candidates;
   if (complete) {

@@ -25,17 +25,20 @@ Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), blocks_(l
 absl::StatusOr<SequenceId> Scheduler::Submit(SequenceRequest request) {
   const int64_t length = static_cast<int64_t>(request.tokens.size());
   const int64_t most = std::min<int64_t>(limits_.context, int64_t{limits_.blocks} * kKvBlockTokens);
-  if (length == 0) return absl::InvalidArgumentError("the prompt is empty: nothing to continue from");
+  if (length == 0)
+    return absl::InvalidArgumentError("the prompt is empty: nothing to continue from");
   if (length > most) {
-    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", length, " tokens, but the context holds ",
-                                                   most, ": shorten it or raise the context (-c)"));
+    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", length,
+                                                   " tokens, but the context holds ", most,
+                                                   ": shorten it or raise the context (-c)"));
   }
   if (request.prompt_length < 0 || request.prompt_length > length) {
-    return absl::InvalidArgumentError(absl::StrCat("prompt_length ", request.prompt_length, " of ", length, " tokens"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt_length ", request.prompt_length, " of ", length, " tokens"));
   }
   if (waiting_count_ >= limits_.waiting || waiting_tokens_ + length > limits_.waiting_tokens) {
-    return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", waiting_count_, " requests with ",
-                                                     waiting_tokens_, " tokens wait"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the queue is full: ", waiting_count_, " requests with ", waiting_tokens_, " tokens wait"));
   }
   auto owned = std::make_unique<Sequence>();
   Sequence& s = *owned;
@@ -82,11 +85,14 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     AddRun(*s, 1, /*decode=*/true, step);
     ++rows;
   }
-  const int limit = rows > 0 ? std::min(limits_.rows, rows + limits_.rows_beside_decode) : limits_.rows;
+  const int limit =
+      rows > 0 ? std::min(limits_.rows, rows + limits_.rows_beside_decode) : limits_.rows;
   const auto add_chunk = [&](Sequence& s) {
     const bool replay = s.scheduled >= s.prompt_length;
     const int until = replay ? static_cast<int>(s.tokens.size()) : s.prompt_length;
-    const int chunk = std::min(limit - rows, until - s.scheduled);
+    const int room =
+        static_cast<int>(s.blocks.size() + blocks_.available()) * kKvBlockTokens - s.scheduled;
+    const int chunk = std::min({limit - rows, until - s.scheduled, room});
     if (chunk <= 0 || !Grow(s, chunk, batch)) return;
     AddRun(s, chunk, replay, step);
     rows += chunk;
@@ -102,10 +108,16 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     if (s == nullptr || !Admit(*s, batch)) break;
     add_chunk(*s);
   }
+  // 4. Several half-done prompts hold all blocks: the first goes on, the last gives way.
+  if (rows == 0 && !running_.empty() && !AnyInFlight()) {
+    Sequence& first = *running_.front();
+    if (GrowOrPreempt(first, 1, batch)) add_chunk(first);
+  }
   if (rows == 0) return std::nullopt;
 
   // Decode rows come first in the batch.
-  std::stable_partition(batch.runs.begin(), batch.runs.end(), [](const Batch::Run& r) { return r.decode != 0; });
+  std::stable_partition(batch.runs.begin(), batch.runs.end(),
+                        [](const Batch::Run& r) { return r.decode != 0; });
   std::unordered_map<int, Sequence*> by_slot;
   for (Sequence* s : running_) by_slot[s->slot] = s;
   int row = 0;
@@ -114,10 +126,13 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     row += run.rows;
     if (run.decode != 0) batch.decode_rows += run.rows;
     Sequence& s = *by_slot.at(run.slot);
-    batch.tokens.insert(batch.tokens.end(), s.tokens.begin() + run.pos, s.tokens.begin() + run.pos + run.rows);
+    batch.tokens.insert(batch.tokens.end(), s.tokens.begin() + run.pos,
+                        s.tokens.begin() + run.pos + run.rows);
     if (run.pos + run.rows == static_cast<int>(s.tokens.size())) {
-      Batch::LogitRow logit{run.row + run.rows - 1, CandidatesNeeded(s.request.sampling, s.tokens), 1};
-      if (s.request.sampling.temperature > 0) logit.inv_temperature = 1 / s.request.sampling.temperature;
+      Batch::LogitRow logit{run.row + run.rows - 1, CandidatesNeeded(s.request.sampling, s.tokens),
+                            1};
+      if (s.request.sampling.temperature > 0)
+        logit.inv_temperature = 1 / s.request.sampling.temperature;
       batch.logits.push_back(logit);
       step.sequences.push_back(s.id);
       s.awaiting_sample = true;
@@ -127,7 +142,8 @@ std::optional<Scheduler::Step> Scheduler::Next() {
   return step;
 }
 
-std::vector<Scheduler::Finished> Scheduler::Complete(const Step& step, const std::vector<int32_t>& tokens) {
+std::vector<Scheduler::Finished> Scheduler::Complete(const Step& step,
+                                                     const std::vector<int32_t>& tokens) {
   SHOAL_CHECK(tokens.size() == step.sequences.size(), "one token for each row with logits");
   for (const Batch::Run& run : step.batch.runs) {
     for (Sequence* s : running_) {
@@ -153,7 +169,14 @@ std::vector<Scheduler::Finished> Scheduler::Complete(const Step& step, const std
   return finished;
 }
 
-std::vector<Scheduler::Finished> Scheduler::TakeCancelled() { return std::exchange(cancelled_, {}); }
+bool Scheduler::AnyInFlight() const {
+  return std::any_of(running_.begin(), running_.end(),
+                     [](const Sequence* s) { return s->steps_in_flight > 0; });
+}
+
+std::vector<Scheduler::Finished> Scheduler::TakeCancelled() {
+  return std::exchange(cancelled_, {});
+}
 
 const Sequence* Scheduler::Find(SequenceId id) const {
   const auto it = sequences_.find(id);
@@ -199,14 +222,16 @@ bool Scheduler::Admit(Sequence& s, Batch& batch) {
   PrefixHash hash = s.request.salt;
   const size_t length = s.tokens.size();
   for (size_t end = kKvBlockTokens; limits_.prefix_cache && end < length; end += kKvBlockTokens) {
-    hash = ExtendPrefix(hash, absl::MakeSpan(s.tokens).subspan(end - kKvBlockTokens, kKvBlockTokens));
+    hash =
+        ExtendPrefix(hash, absl::MakeSpan(s.tokens).subspan(end - kKvBlockTokens, kKvBlockTokens));
     const std::optional<int> block = blocks_.Lookup(hash);
     if (!block.has_value()) break;
     shared.push_back(*block);
     hashes.push_back(hash);
   }
   // Enough for the whole prompt, so that two long prompts do not starve each other half-way.
-  if (blocks_.available() < BlocksFor(static_cast<int64_t>(length)) - static_cast<int>(shared.size()) &&
+  if (blocks_.available() <
+          BlocksFor(static_cast<int64_t>(length)) - static_cast<int>(shared.size()) &&
       !running_.empty()) {
     for (int b : shared) blocks_.Release(b);
     return false;
@@ -221,7 +246,8 @@ bool Scheduler::Admit(Sequence& s, Batch& batch) {
   totals_.cached_tokens += s.scheduled;
   s.blocks = std::move(shared);
   s.hashes = std::move(hashes);
-  for (size_t i = 0; i < s.blocks.size(); ++i) batch.table.push_back({s.slot, static_cast<int32_t>(i), s.blocks[i]});
+  for (size_t i = 0; i < s.blocks.size(); ++i)
+    batch.table.push_back({s.slot, static_cast<int32_t>(i), s.blocks[i]});
   running_.push_back(&s);
   return true;
 }
@@ -245,7 +271,8 @@ bool Scheduler::GrowOrPreempt(Sequence& s, int tokens, Batch& batch) {
   return true;
 }
 
-// The sequence admitted last gives way, unless that is `keep` itself or a step in flight uses its blocks.
+// The sequence admitted last gives way, unless that is `keep` itself or a step in flight uses its
+// blocks.
 bool Scheduler::PreemptAnother(const Sequence& keep) {
   for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
     Sequence& victim = **it;
@@ -273,14 +300,15 @@ void Scheduler::PublishBlocks(Sequence& s) {
   while (static_cast<int>(s.hashes.size() + 1) * kKvBlockTokens <= s.scheduled) {
     const size_t i = s.hashes.size();
     const PrefixHash previous = i == 0 ? s.request.salt : s.hashes.back();
-    s.hashes.push_back(
-        ExtendPrefix(previous, absl::MakeSpan(s.tokens).subspan(i * kKvBlockTokens, kKvBlockTokens)));
+    s.hashes.push_back(ExtendPrefix(
+        previous, absl::MakeSpan(s.tokens).subspan(i * kKvBlockTokens, kKvBlockTokens)));
     blocks_.Publish(s.blocks[i], s.hashes.back());
   }
 }
 
 void Scheduler::ReleaseBlocks(Sequence& s) {
-  // Last block first: the least recently used is taken first, and a prefix is useless without its beginning.
+  // Last block first: the least recently used is taken first, and a prefix is useless without its
+  // beginning.
   for (auto it = s.blocks.rbegin(); it != s.blocks.rend(); ++it) blocks_.Release(*it);
   s.blocks.clear();
   s.hashes.clear();
@@ -297,7 +325,8 @@ void Scheduler::Remove(Sequence& s) {
 
 FinishReason Scheduler::ReasonToEnd(const Sequence& s) const {
   const auto& stops = s.request.stop_tokens;
-  if (std::find(stops.begin(), stops.end(), s.tokens.back()) != stops.end()) return FinishReason::kStop;
+  if (std::find(stops.begin(), stops.end(), s.tokens.back()) != stops.end())
+    return FinishReason::kStop;
   const int64_t most = std::min<int64_t>(limits_.context, int64_t{limits_.blocks} * kKvBlockTokens);
   if (s.generated() >= s.request.max_tokens || static_cast<int64_t>(s.tokens.size()) >= most) {
     return FinishReason::kLength;

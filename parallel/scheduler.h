@@ -1,8 +1,9 @@
 // Decides what the next step computes: continuous batching without I/O or clocks.
 //
-// Every step first takes one row of each sequence that decodes, then fills up with prefill chunks of admitted
-// sequences, then admits waiting ones, clients in turn. When KV blocks run out, the sequence admitted last gives
-// its blocks back and is computed again later (its prefix is usually still cached).
+// Every step first takes one row of each sequence that decodes, then fills up with prefill chunks
+// of admitted sequences, then admits waiting ones, clients in turn. When KV blocks run out, the
+// sequence admitted last gives its blocks back and is computed again later (its prefix is usually
+// still cached).
 #pragma once
 
 #include <cstdint>
@@ -23,12 +24,13 @@
 namespace shoal {
 
 struct SchedulerLimits {
-  int rows = 512;             // of a batch
-  int rows_beside_decode = 256;  // prefill rows of a batch that also decodes: bounds the inter-token time
-  int slots = 16;             // sequences admitted at once
-  int context = 0;            // tokens of a sequence
-  int blocks = 0;             // KV blocks
-  int waiting = 1024;         // sequences in the queue
+  int rows = 512;  // of a batch
+  int rows_beside_decode =
+      256;             // prefill rows of a batch that also decodes: bounds the inter-token time
+  int slots = 16;      // sequences admitted at once
+  int context = 0;     // tokens of a sequence
+  int blocks = 0;      // KV blocks
+  int waiting = 1024;  // sequences in the queue
   int64_t waiting_tokens = int64_t{1} << 22;
   bool prefix_cache = true;
 };
@@ -56,16 +58,17 @@ class Scheduler {
 
   explicit Scheduler(const SchedulerLimits& limits);
 
-  // kInvalidArgument: empty, or longer than the context or the KV pool could ever hold (with both counts).
-  // kResourceExhausted: the queue is full.
+  // kInvalidArgument: empty, or longer than the context or the KV pool could ever hold (with both
+  // counts). kResourceExhausted: the queue is full.
   absl::StatusOr<SequenceId> Submit(SequenceRequest request);
-  // Wherever it stands: waiting, prefilling or decoding. Unknown ids are ignored (it may just have ended).
+  // Wherever it stands: waiting, prefilling or decoding. Unknown ids are ignored (it may just have
+  // ended).
   void Cancel(SequenceId id);
 
   // The next step, or nullopt when nothing can run (idle, or everything waits for steps in flight).
   std::optional<Step> Next();
-  // A step is done: one sampled token for each of its sequences. Steps complete in the order they were handed out.
-  // Returns the sequences that ended.
+  // A step is done: one sampled token for each of its sequences. Steps complete in the order they
+  // were handed out. Returns the sequences that ended.
   std::vector<Finished> Complete(const Step& step, const std::vector<int32_t>& tokens);
   // Sequences that Cancel() ended outside of Complete().
   std::vector<Finished> TakeCancelled();
@@ -83,6 +86,7 @@ class Scheduler {
   bool Grow(Sequence& s, int tokens, Batch& batch);
   bool GrowOrPreempt(Sequence& s, int tokens, Batch& batch);
   bool PreemptAnother(const Sequence& keep);
+  bool AnyInFlight() const;
   void AddRun(Sequence& s, int rows, bool decode, Step& step);
   void PublishBlocks(Sequence& s);
   void ReleaseBlocks(Sequence& s);

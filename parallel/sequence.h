@@ -16,15 +16,17 @@ using SequenceId = int64_t;
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };
 
 struct SequenceRequest {
-  std::vector<int32_t> tokens;  // prompt; after a restart of the engine also what was generated before it
-  // Tokens [0, prompt_length) are computed on the prefill path, later ones on the decode path, so that a text that
-  // is continued after a restart is the text that would have come without it. 0: all of `tokens`.
+  std::vector<int32_t>
+      tokens;  // prompt; after a restart of the engine also what was generated before it
+  // Tokens [0, prompt_length) are computed on the prefill path, later ones on the decode path, so
+  // that a text that is continued after a restart is the text that would have come without it. 0:
+  // all of `tokens`.
   int prompt_length = 0;
-  int max_tokens = 0;           // generated at most, those in `tokens` included
+  int max_tokens = 0;  // generated at most, those in `tokens` included
   SamplingParams sampling;
   std::vector<int32_t> stop_tokens;
-  std::string client;           // requests of different clients take turns
-  PrefixHash salt;              // prefixes are shared only under the same salt
+  std::string client;  // requests of different clients take turns
+  PrefixHash salt;     // prefixes are shared only under the same salt
 };
 
 // Owned by the Scheduler.
@@ -33,13 +35,13 @@ struct Sequence {
   SequenceRequest request;
   std::vector<int32_t> tokens;  // prompt and generated
   int prompt_length = 0;
-  int scheduled = 0;            // tokens whose KV is computed by steps already handed out
-  bool awaiting_sample = false; // a step in flight will append a token
+  int scheduled = 0;             // tokens whose KV is computed by steps already handed out
+  bool awaiting_sample = false;  // a step in flight will append a token
   int steps_in_flight = 0;
-  bool cancelled = false;       // ends when no step in flight names it
-  int slot = -1;                // -1: waiting
-  int64_t admitted = 0;         // order of admission; the last admitted is preempted first
-  int cached_tokens = 0;        // of the prompt, taken over from an earlier sequence
+  bool cancelled = false;  // ends when no step in flight names it
+  int slot = -1;           // -1: waiting
+  int64_t admitted = 0;    // order of admission; the last admitted is preempted first
+  int cached_tokens = 0;   // of the prompt, taken over from an earlier sequence
   std::vector<int> blocks;
   std::vector<PrefixHash> hashes;  // of its full blocks, as far as published or looked up
 

@@ -1,0 +1,174 @@
+#include "parallel/engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels/check.h"
+#include "kernels/status_macros.h"
+
+namespace shoal {
+namespace {
+
+SchedulerLimits LimitsOf(const EngineOptions& o) {
+  SchedulerLimits l;
+  l.rows = o.rows;
+  l.rows_beside_decode = std::max(1, o.rows / 2);
+  l.slots = o.sequences;
+  l.context = o.context;
+  l.blocks = (o.kv_tokens + kKvBlockTokens - 1) / kKvBlockTokens;
+  l.prefix_cache = o.prefix_cache;
+  return l;
+}
+
+RowLogits ToRowLogits(ShardRow&& row) {
+  RowLogits r;
+  r.all = std::move(row.all);
+  r.candidates = std::move(row.candidates);
+  r.log_sum_exp = row.log_sum_exp;
+  return r;
+}
+
+}  // namespace
+
+Engine::Engine(std::unique_ptr<Rank> rank, const EngineOptions& options)
+    : rank_(std::move(rank)), options_(options), scheduler_(LimitsOf(options)) {}
+
+Engine::~Engine() {
+  if (broken_) return;
+  Batch stop;
+  stop.kind = Batch::Kind::kStop;
+  // A peer that is gone already needs no stop.
+  Launch(stop).IgnoreError();
+}
+
+absl::Status Engine::Launch(Batch& batch) {
+  absl::Status s = BroadcastBatch(rank_->mesh().world(), batch);
+  if (s.ok()) s = rank_->Run(batch);
+  if (!s.ok()) {
+    broken_ = true;
+    rank_->mesh().world().Abort(s);
+  }
+  return s;
+}
+
+absl::StatusOr<std::vector<TokenEvent>> Engine::Step() {
+  std::vector<TokenEvent> events;
+  while (static_cast<int>(in_flight_.size()) < rank_->mesh().stages()) {
+    std::optional<Scheduler::Step> step = scheduler_.Next();
+    if (!step.has_value()) break;
+    in_flight_.push_back({*std::move(step), std::nullopt});
+    SHOAL_RETURN_IF_ERROR(Launch(in_flight_.back().step.batch));
+  }
+  if (!in_flight_.empty()) {
+    InFlight oldest = std::move(in_flight_.front());
+    in_flight_.pop_front();
+    absl::StatusOr<std::vector<TokenEvent>> finished = Finish(std::move(oldest));
+    if (!finished.ok()) {
+      broken_ = true;
+      return finished.status();
+    }
+    events = *std::move(finished);
+  }
+  for (const Scheduler::Finished& f : scheduler_.TakeCancelled()) {
+    TokenEvent e;
+    e.id = f.id;
+    e.finish = f.reason;
+    events.push_back(std::move(e));
+  }
+  return events;
+}
+
+absl::StatusOr<std::vector<TokenEvent>> Engine::Finish(InFlight oldest) {
+  if (!oldest.results.has_value()) {
+    SHOAL_ASSIGN_OR_RETURN(oldest.results, rank_->Collect(oldest.step.batch));
+  }
+  const Scheduler::Step& step = oldest.step;
+  SHOAL_ASSIGN_OR_RETURN(std::vector<Sample> samples, SampleAll(step, *std::move(oldest.results)));
+  std::vector<TokenEvent> events;
+  std::vector<int32_t> tokens;
+  for (size_t i = 0; i < samples.size(); ++i) {
+    tokens.push_back(samples[i].token);
+    TokenEvent e;
+    e.id = step.sequences[i];
+    e.token = samples[i].token;
+    e.sample = std::move(samples[i]);
+    e.has_token = !scheduler_.Find(e.id)->cancelled;
+    events.push_back(std::move(e));
+  }
+  for (const Scheduler::Finished& f : scheduler_.Complete(step, tokens)) {
+    const auto it = std::find_if(events.begin(), events.end(),
+                                 [&](const TokenEvent& e) { return e.id == f.id; });
+    TokenEvent& e = it != events.end() ? *it : events.emplace_back();
+    e.id = f.id;
+    e.finish = f.reason;
+  }
+  std::erase_if(
+      events, [](const TokenEvent& e) { return !e.has_token && e.finish == FinishReason::kNone; });
+  return events;
+}
+
+absl::StatusOr<std::vector<Sample>> Engine::SampleAll(const Scheduler::Step& step,
+                                                      std::vector<ShardRow> rows) {
+  std::vector<Sample> samples(rows.size());
+  std::vector<int32_t> open;  // rows whose candidates could not decide
+  std::vector<std::vector<uint64_t>> masks(rows.size());
+  const auto draw = [&](size_t i, ShardRow&& row) {
+    const Sequence& s = *scheduler_.Find(step.sequences[i]);
+    std::optional<Sample> sample =
+        SampleToken(s.request.sampling, s.tokens, ToRowLogits(std::move(row)), masks[i]);
+    if (sample.has_value()) samples[i] = *std::move(sample);
+    return sample.has_value();
+  };
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (mask_) masks[i] = mask_(step.sequences[i], scheduler_.Find(step.sequences[i])->tokens);
+    if (!draw(i, std::move(rows[i]))) open.push_back(static_cast<int32_t>(i));
+  }
+  if (open.empty()) return samples;
+  // Results come in the order of the batches: those of the steps in flight are ahead of the fetch.
+  for (InFlight& f : in_flight_) {
+    if (f.results.has_value()) continue;
+    SHOAL_ASSIGN_OR_RETURN(f.results, rank_->Collect(f.step.batch));
+  }
+  Batch fetch;
+  fetch.kind = Batch::Kind::kFetchLogits;
+  fetch.step = step.batch.step;
+  fetch.fetch = open;
+  SHOAL_RETURN_IF_ERROR(Launch(fetch));
+  SHOAL_ASSIGN_OR_RETURN(rows, rank_->Collect(fetch));
+  for (size_t i = 0; i < open.size(); ++i) {
+    SHOAL_CHECK(draw(open[i], std::move(rows[i])), "a whole row always decides");
+  }
+  return samples;
+}
+
+absl::StatusOr<std::vector<Engine::Score>> Engine::ScoreText(absl::Span<const int32_t> tokens,
+                                                             int first_scored, bool want_logits) {
+  SHOAL_CHECK(idle() && first_scored >= 1, "scoring has the engine for itself");
+  std::vector<Score> scores;
+  const int n = static_cast<int>(tokens.size());
+  for (int pos = 0; pos < n - 1; pos += options_.rows) {
+    Batch batch;
+    batch.step = --score_step_ + (int64_t{1} << 62);
+    batch.prefill_head = 1;
+    const int rows = std::min(options_.rows, n - 1 - pos);
+    batch.tokens.assign(tokens.begin() + pos, tokens.begin() + pos + rows);
+    batch.runs.push_back({0, 0, rows, pos, 0});
+    for (int b = pos / kKvBlockTokens; b * kKvBlockTokens < pos + rows; ++b)
+      batch.table.push_back({0, b, b});
+    for (int r = 0; r < rows; ++r) {
+      if (pos + r + 1 >= first_scored)
+        batch.logits.push_back({r, 0, 1, want_logits ? -1 : tokens[pos + r + 1]});
+    }
+    SHOAL_RETURN_IF_ERROR(Launch(batch));
+    SHOAL_ASSIGN_OR_RETURN(std::vector<ShardRow> results, rank_->Collect(batch));
+    for (size_t i = 0; i < results.size(); ++i) {
+      const int32_t target = tokens[pos + batch.logits[i].row + 1];
+      const float logit = want_logits ? results[i].all[target] : results[i].target_logit;
+      scores.push_back(
+          {static_cast<float>(logit - results[i].log_sum_exp), std::move(results[i].all)});
+    }
+  }
+  return scores;
+}
+
+}  // namespace shoal

@@ -1,0 +1,80 @@
+// The engine: rank 0's loop that turns submitted sequences into tokens, step by step.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "parallel/rank.h"
+#include "parallel/scheduler.h"
+#include "parallel/sequence.h"
+
+namespace shoal {
+
+struct TokenEvent {
+  SequenceId id = 0;
+  bool has_token = false;
+  int32_t token = 0;
+  Sample sample;  // log-probabilities, when asked for
+  FinishReason finish = FinishReason::kNone;
+};
+
+// One thread: the one that calls Step. Rank 0 only; the other ranks run Rank::RunWorker.
+class Engine {
+ public:
+  // Masks tokens for constrained output: called before each draw, returns one bit per token or
+  // empty for all.
+  using TokenMask =
+      std::function<std::vector<uint64_t>(SequenceId, absl::Span<const int32_t> tokens)>;
+
+  Engine(std::unique_ptr<Rank> rank, const EngineOptions& options);
+  ~Engine();  // sends the stop batch, unless an error broke the communicator
+
+  absl::StatusOr<SequenceId> Submit(SequenceRequest request) {
+    return scheduler_.Submit(std::move(request));
+  }
+  void Cancel(SequenceId id) { scheduler_.Cancel(id); }
+  void SetTokenMask(TokenMask mask) { mask_ = std::move(mask); }
+
+  // Hands out steps until the pipeline is full, then finishes the oldest one. Empty when idle.
+  absl::StatusOr<std::vector<TokenEvent>> Step();
+  bool idle() const { return scheduler_.idle() && in_flight_.empty(); }
+
+  // Scores tokens[first_scored..]: the log-probability of each given those before it. Uses slot 0
+  // and the KV pool from its start: an engine that scores does not generate.
+  struct Score {
+    float logprob = 0;          // of the target
+    std::vector<float> logits;  // the whole row, when asked for
+  };
+  absl::StatusOr<std::vector<Score>> ScoreText(absl::Span<const int32_t> tokens, int first_scored,
+                                               bool want_logits);
+
+  Scheduler::Stats stats() const { return scheduler_.stats(); }
+  const Rank& rank() const { return *rank_; }
+  const Sequence* Find(SequenceId id) const { return scheduler_.Find(id); }
+
+ private:
+  struct InFlight {
+    Scheduler::Step step;
+    std::optional<std::vector<ShardRow>> results;  // when they had to be collected early
+  };
+  absl::Status Launch(Batch& batch);
+  absl::StatusOr<std::vector<TokenEvent>> Finish(InFlight oldest);
+  absl::StatusOr<std::vector<Sample>> SampleAll(const Scheduler::Step& step,
+                                                std::vector<ShardRow> rows);
+
+  std::unique_ptr<Rank> rank_;
+  EngineOptions options_;
+  Scheduler scheduler_;
+  TokenMask mask_;
+  std::deque<InFlight> in_flight_;
+  int64_t score_step_ = 0;
+  bool broken_ = false;
+};
+
+}  // namespace shoal

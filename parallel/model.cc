@@ -1,0 +1,315 @@
+#include "parallel/model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "kernels/status_macros.h"
+#include "parallel/linear.h"
+
+namespace shoal {
+
+namespace {
+constexpr int kHiddenTag = 1;  // hidden states between stages
+}
+
+// Weights of one unit, readable while this lives.
+class Model::Unit {
+ public:
+  Unit(WeightSource& source, int index, const WeightUnit& unit, const uint8_t* base)
+      : source_(&source), index_(index), unit_(&unit), base_(base) {}
+  Unit(Unit&& other) noexcept
+      : source_(std::exchange(other.source_, nullptr)),
+        index_(other.index_),
+        unit_(other.unit_),
+        base_(other.base_) {}
+  Unit(const Unit&) = delete;
+  Unit& operator=(const Unit&) = delete;
+  Unit& operator=(Unit&&) = delete;
+  ~Unit() {
+    if (source_ != nullptr) source_->Release(index_);
+  }
+
+  PackedMatrix matrix(Role role) const {
+    const WeightExtent* e = unit_->Find(role);
+    SHOAL_CHECK(e != nullptr, "the layout holds every matrix that the config implies");
+    return {e->shape, base_ + e->offset};
+  }
+  const float* vector(Role role) const {  // null when the model has none
+    const WeightExtent* e = unit_->Find(role);
+    return e == nullptr ? nullptr : reinterpret_cast<const float*>(base_ + e->offset);
+  }
+
+ private:
+  WeightSource* source_;
+  int index_;
+  const WeightUnit* unit_;
+  const uint8_t* base_;
+};
+
+absl::Status Model::Forward(const Batch& batch) {
+  SHOAL_RETURN_IF_ERROR(PrepareRuns(batch));
+  const int64_t hidden_bytes =
+      int64_t{rows_.total()} * config_.dim * static_cast<int64_t>(sizeof(float));
+  if (plan_.first_stage) {
+    SHOAL_RETURN_IF_ERROR(Embed(batch));
+  } else {
+    SHOAL_RETURN_IF_ERROR(mesh_.world().Recv(x_, hidden_bytes, mesh_.previous(), kHiddenTag));
+  }
+  for (int64_t layer = plan_.layers.begin; layer < plan_.layers.end; ++layer) {
+    SHOAL_RETURN_IF_ERROR(Attention(static_cast<int>(layer)));
+    SHOAL_RETURN_IF_ERROR(FeedForward(static_cast<int>(layer)));
+  }
+  if (!plan_.last_stage) return mesh_.world().Send(x_, hidden_bytes, mesh_.next(), kHiddenTag);
+  KeepLogitRows(batch);
+  return absl::OkStatus();
+}
+
+// x = embedding of each token; a rank contributes the rows of its part of the vocabulary.
+absl::Status Model::Embed(const Batch& batch) {
+  for (int i = 0; i < batch.rows(); ++i) {
+    const bool mine = batch.tokens[i] >= plan_.vocab.begin && batch.tokens[i] < plan_.vocab.end;
+    local_ids_[i] = mine ? batch.tokens[i] - static_cast<int32_t>(plan_.vocab.begin) : -1;
+  }
+  SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kEmbedding, -1));
+  backend_.Embed(w.matrix(Role::kEmbedding), absl::MakeSpan(local_ids_).first(batch.rows()), x_);
+  // One rank's row and zeros from the others: exact only in f32.
+  return mesh_.tp().AllReduceSum(x_, int64_t{batch.rows()} * config_.dim, Wire::kF32);
+}
+
+// x += o(attention(rope(q), rope(k), v)), q k v = norm(x)
+absl::Status Model::Attention(int layer) {
+  SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kAttention, layer));
+  const PackedMatrix q = w.matrix(Role::kQ), k = w.matrix(Role::kK), v = w.matrix(Role::kV);
+  const int64_t qw = q.shape.rows, kw = k.shape.rows, width = qw + kw + v.shape.rows;
+  float *q_out = qkv_, *k_out = qkv_ + qw, *v_out = qkv_ + qw + kw;
+
+  SHOAL_RETURN_IF_ERROR(ColumnLinear(
+      backend_, LinearInput::RmsNorm(x_, config_.dim, w.vector(Role::kAttnNorm), config_.norm_eps),
+      config_.dim, rows_,
+      {{&q, w.vector(Role::kQBias), q_out, width, false},
+       {&k, w.vector(Role::kKBias), k_out, width, false},
+       {&v, w.vector(Role::kVBias), v_out, width, false}}));
+
+  const RopeTable rope = rope_.view();
+  const KvLayer kv = kv_.layer(layer - static_cast<int>(plan_.layers.begin));
+  backend_.QkvToCache({q_out, k_out, v_out, width, w.vector(Role::kQNorm), w.vector(Role::kKNorm),
+                       config_.norm_eps, &rope},
+                      heads_, kv, segments_);
+  backend_.Attention(q_out, width, heads_, kv, segments_, attended_, qw);
+
+  return RowLinear(backend_, mesh_.tp(), wire_, LinearInput::Plain(attended_, qw),
+                   static_cast<int>(qw), rows_, w.matrix(Role::kO), w.vector(Role::kOBias),
+                   partial_, x_);
+}
+
+absl::Status Model::FeedForward(int layer) {
+  return config_.experts > 0 ? MixtureOfExperts(layer) : Mlp(layer);
+}
+
+// x += down(silu(gate(n)) * up(n)), n = norm(x)
+absl::Status Model::Mlp(int layer) {
+  SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kFfn, layer));
+  const PackedMatrix gate = w.matrix(Role::kGate), up = w.matrix(Role::kUp);
+  const int64_t ffn = gate.shape.rows;
+  float* up_out = gate_ + int64_t{limits_.rows} * ffn;
+  SHOAL_RETURN_IF_ERROR(ColumnLinear(
+      backend_, LinearInput::RmsNorm(x_, config_.dim, w.vector(Role::kFfnNorm), config_.norm_eps),
+      config_.dim, rows_,
+      {{&gate, nullptr, gate_, ffn, false}, {&up, nullptr, up_out, ffn, false}}));
+  return RowLinear(backend_, mesh_.tp(), wire_, LinearInput::SwiGlu(gate_, up_out, ffn),
+                   static_cast<int>(ffn), rows_, w.matrix(Role::kDown), nullptr, partial_, x_);
+}
+
+// x += sum over a token's experts of weight * mlp_e(norm(x)). Every rank holds a slice of every
+// expert.
+absl::Status Model::MixtureOfExperts(int layer) {
+  SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kRouter, layer));
+  const LinearInput input =
+      LinearInput::RmsNorm(x_, config_.dim, w.vector(Role::kFfnNorm), config_.norm_eps);
+  const PackedMatrix router = w.matrix(Role::kRouter);
+  backend_.Linear(input, config_.dim, rows_, {{&router, nullptr, router_, config_.experts, false}});
+  RouterArgs route;
+  route.logits = router_;
+  route.experts = config_.experts;
+  route.used = config_.experts_used;
+  route.renormalize = config_.renormalize_experts;
+  backend_.Route(route, rows_.total(), expert_ids_, expert_weights_);
+
+  std::vector<bool> used(config_.experts, false);
+  for (int i = 0; i < rows_.total() * config_.experts_used; ++i) used[expert_ids_[i]] = true;
+  std::vector<Unit> units;  // held until the product is done
+  std::vector<PackedMatrix> gate(config_.experts), up(config_.experts), down(config_.experts);
+  for (int e = 0; e < config_.experts; ++e) {
+    if (!used[e]) continue;
+    SHOAL_ASSIGN_OR_RETURN(Unit expert, Get(WeightUnit::Kind::kExpert, layer, e));
+    gate[e] = expert.matrix(Role::kGate);
+    up[e] = expert.matrix(Role::kUp);
+    down[e] = expert.matrix(Role::kDown);
+    units.push_back(std::move(expert));
+  }
+  backend_.Experts(input, config_.dim, rows_, expert_ids_, expert_weights_, config_.experts_used,
+                   {gate, up, down}, partial_, config_.dim);
+  return ReduceInto(backend_, mesh_.tp(), wire_, partial_, x_, rows_.total(), config_.dim);
+}
+
+absl::Status Model::Head(const float* hidden, int n, bool prefill, float* logits) {
+  SHOAL_CHECK(plan_.last_stage && n <= limits_.logit_rows,
+              "the head runs on the last stage, in slices");
+  SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kHead, -1));
+  // With tied embeddings a rank that holds the embedding rows reads them as its head.
+  const bool tied = layout_.units[head_unit_].Find(Role::kHead) == nullptr;
+  const WeightUnit::Kind kind = tied ? WeightUnit::Kind::kEmbedding : WeightUnit::Kind::kHead;
+  SHOAL_ASSIGN_OR_RETURN(const Unit table, Get(kind, -1));
+  const PackedMatrix head = table.matrix(tied ? Role::kEmbedding : Role::kHead);
+  backend_.Linear(
+      LinearInput::RmsNorm(hidden, config_.dim, w.vector(Role::kOutputNorm), config_.norm_eps),
+      config_.dim, prefill ? RowCount{0, n} : RowCount{n, 0},
+      {{&head, nullptr, logits, vocab_rows(), false}});
+  return absl::OkStatus();
+}
+
+// Everything below prepares for the pass above.
+
+absl::StatusOr<Model::Unit> Model::Get(WeightUnit::Kind kind, int layer, int expert) {
+  int index = -1;
+  if (kind == WeightUnit::Kind::kEmbedding) {
+    index = embedding_unit_;
+  } else if (kind == WeightUnit::Kind::kHead) {
+    index = head_unit_;
+  } else {
+    const std::vector<int>& units = units_of_layer_[layer - plan_.layers.begin];
+    index = kind == WeightUnit::Kind::kAttention ? units[0] : units[expert < 0 ? 1 : 2 + expert];
+  }
+  SHOAL_ASSIGN_OR_RETURN(const uint8_t* base, weights_.Acquire(index));
+  return Unit(weights_, index, layout_.units[index], base);
+}
+
+absl::Status Model::PrepareRuns(const Batch& batch) {
+  if (batch.rows() > limits_.rows || batch.decode_rows < 0 || batch.decode_rows > batch.rows()) {
+    return absl::InternalError(
+        absl::StrCat("a batch of ", batch.rows(), " rows (", batch.decode_rows,
+                     " decode) was sent to a model made for ", limits_.rows));
+  }
+  SHOAL_RETURN_IF_ERROR(kv_.Apply(batch.table));
+  rows_ = {batch.decode_rows, batch.rows() - batch.decode_rows};
+  segments_.clear();
+  for (const Batch::Run& run : batch.runs) {
+    SHOAL_RETURN_IF_ERROR(kv_.CheckRun(run, batch.rows()));
+    segments_.push_back({run.row, run.rows, run.pos, kv_.table(run.slot), run.decode != 0});
+  }
+  for (const Batch::LogitRow& l : batch.logits) {
+    if (l.row < 0 || l.row >= batch.rows())
+      return absl::InternalError("a logit row lies outside its batch");
+  }
+  return absl::OkStatus();
+}
+
+void Model::KeepLogitRows(const Batch& batch) {
+  kept_.resize(batch.logits.size() * config_.dim);
+  for (size_t i = 0; i < batch.logits.size(); ++i) {
+    std::memcpy(&kept_[i * config_.dim], x_ + int64_t{batch.logits[i].row} * config_.dim,
+                config_.dim * sizeof(float));
+  }
+}
+
+Model::Model(const ModelConfig& config, const WeightLayout& layout, const ModelLimits& limits,
+             Wire wire, const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv)
+    : config_(config),
+      layout_(layout),
+      limits_(limits),
+      wire_(wire),
+      mesh_(mesh),
+      plan_(mesh.plan()),
+      backend_(backend),
+      weights_(weights),
+      kv_(kv),
+      rope_(config, limits.context) {
+  heads_.q_heads = static_cast<int>(plan_.q_heads.size());
+  heads_.head_dim = config.head_dim;
+  heads_.q_head_begin = static_cast<int>(plan_.q_heads.begin);
+  heads_.kv_head_begin = static_cast<int>(plan_.kv_heads.begin);
+  heads_.group = config.group();
+  heads_.window = config.window;
+  heads_.scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
+  units_of_layer_.resize(plan_.layers.size());
+  for (size_t i = 0; i < layout.units.size(); ++i) {
+    const WeightUnit& u = layout.units[i];
+    if (u.layer >= 0) units_of_layer_[u.layer - plan_.layers.begin].push_back(static_cast<int>(i));
+    if (u.kind == WeightUnit::Kind::kEmbedding) embedding_unit_ = static_cast<int>(i);
+    if (u.kind == WeightUnit::Kind::kHead) head_unit_ = static_cast<int>(i);
+  }
+}
+
+absl::StatusOr<std::unique_ptr<Model>> Model::Create(const ModelConfig& config,
+                                                     const WeightLayout& layout,
+                                                     const ModelLimits& limits, Wire wire,
+                                                     const Mesh& mesh, Backend& backend,
+                                                     WeightSource& weights, KvCache& kv) {
+  std::unique_ptr<Model> model(new Model(config, layout, limits, wire, mesh, backend, weights, kv));
+  SHOAL_RETURN_IF_ERROR(backend.Reserve(BackendLimits(config, mesh.plan(), limits)));
+  SHOAL_RETURN_IF_ERROR(model->Allocate());
+  return model;
+}
+
+Backend::Limits Model::BackendLimits(const ModelConfig& config, const RankPlan& plan,
+                                     const ModelLimits& limits) {
+  const int q_width = static_cast<int>(plan.q_heads.size()) * config.head_dim;
+  const int ffn = static_cast<int>(plan.ffn.size());
+  Backend::Limits b;
+  b.rows = limits.rows;
+  b.cols = std::max({config.dim, q_width, ffn});
+  b.out_rows = std::max({config.dim, q_width, ffn, static_cast<int>(plan.vocab.size())});
+  b.heads = static_cast<int>(plan.q_heads.size());
+  b.head_dim = config.head_dim;
+  b.context = limits.context;
+  b.experts_used = config.experts_used;
+  b.expert_cols = config.experts > 0 ? ffn : 0;
+  return b;
+}
+
+namespace {
+
+struct Sizes {
+  int64_t x, qkv, attended, ffn, router, experts;
+};
+
+Sizes ActivationSizes(const ModelConfig& c, const RankPlan& plan, const ModelLimits& limits) {
+  const int64_t rows = limits.rows, q = plan.q_heads.size() * c.head_dim,
+                kv = plan.kv_heads.size() * c.head_dim;
+  const int64_t ffn = c.experts > 0 ? 0 : plan.ffn.size();
+  const auto aligned = [](int64_t floats) { return (floats + 15) / 16 * 16; };
+  return {aligned(rows * c.dim),   aligned(rows * (q + 2 * kv)), aligned(rows * q),
+          aligned(2 * rows * ffn), aligned(rows * c.experts),    aligned(rows * c.experts_used)};
+}
+
+}  // namespace
+
+int64_t Model::ActivationBytes(const ModelConfig& config, const RankPlan& plan,
+                               const ModelLimits& limits) {
+  const Sizes s = ActivationSizes(config, plan, limits);
+  return (2 * s.x + s.qkv + s.attended + s.ffn + s.router + 2 * s.experts) *
+         static_cast<int64_t>(sizeof(float));
+}
+
+absl::Status Model::Allocate() {
+  const Sizes s = ActivationSizes(config_, plan_, limits_);
+  SHOAL_ASSIGN_OR_RETURN(storage_, Buffer::Allocate(ActivationBytes(config_, plan_, limits_)));
+  float* next = storage_.as<float>();
+  const auto take = [&next](int64_t floats) { return std::exchange(next, next + floats); };
+  x_ = take(s.x);
+  partial_ = take(s.x);
+  qkv_ = take(s.qkv);
+  attended_ = take(s.attended);
+  gate_ = take(s.ffn);
+  router_ = take(s.router);
+  expert_weights_ = take(s.experts);
+  expert_ids_ = reinterpret_cast<int32_t*>(take(s.experts));
+  local_ids_.resize(limits_.rows);
+  return absl::OkStatus();
+}
+
+}  // namespace shoal

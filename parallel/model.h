@@ -1,0 +1,108 @@
+// The model on one rank: its layers, its heads, its FFN columns, its rows of the vocabulary.
+//
+// There is one model and it is the parallel one; a single machine is a world of one. The forward
+// pass is Model::Forward in model.cc.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "kernels/buffer.h"
+#include "offload/weight_source.h"
+#include "parallel/batch.h"
+#include "parallel/kv_cache.h"
+#include "parallel/mesh.h"
+#include "parallel/rope.h"
+#include "shard/weight_layout.h"
+
+namespace shoal {
+
+struct ModelLimits {
+  int rows = 0;        // of a batch
+  int context = 0;     // of a sequence
+  int logit_rows = 0;  // of one call of Head
+};
+
+// Used by the rank's engine thread only. Borrows everything it is given.
+class Model {
+ public:
+  static absl::StatusOr<std::unique_ptr<Model>> Create(const ModelConfig& config,
+                                                       const WeightLayout& layout,
+                                                       const ModelLimits& limits, Wire wire,
+                                                       const Mesh& mesh, Backend& backend,
+                                                       WeightSource& weights, KvCache& kv);
+
+  // What the backend must reserve, and the bytes of the model's own activations, for the plan.
+  static Backend::Limits BackendLimits(const ModelConfig& config, const RankPlan& plan,
+                                       const ModelLimits& limits);
+  static int64_t ActivationBytes(const ModelConfig& config, const RankPlan& plan,
+                                 const ModelLimits& limits);
+
+  // Runs this stage over the batch. The first stage embeds, later ones receive the hidden state,
+  // all but the last send it on; the last keeps the hidden rows that batch.logits names, see
+  // hidden_logit_rows.
+  absl::Status Forward(const Batch& batch);
+
+  // Last stage only. The kept rows of the latest batch: [batch.logits.size(), dim].
+  const float* kept_rows() const { return kept_.data(); }
+  // logits [n, vocab_rows()] = head * norm(hidden rows). n <= limits.logit_rows.
+  absl::Status Head(const float* hidden, int n, bool prefill, float* logits);
+  int vocab_rows() const { return static_cast<int>(plan_.vocab.size()); }
+  int dim() const { return config_.dim; }
+
+ private:
+  class Unit;  // a weight unit held for as long as it is used
+  struct Slices {
+    int q = 0, k = 0, v = 0, all = 0;
+  };  // widths of q, k, v and their sum
+
+  Model(const ModelConfig& config, const WeightLayout& layout, const ModelLimits& limits, Wire wire,
+        const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv);
+  absl::Status Allocate();
+  absl::StatusOr<Unit> Get(WeightUnit::Kind kind, int layer, int expert = -1);
+  absl::Status Embed(const Batch& batch);
+  absl::Status Attention(int layer);
+  absl::Status FeedForward(int layer);
+  absl::Status Mlp(int layer);
+  absl::Status MixtureOfExperts(int layer);
+  absl::Status PrepareRuns(const Batch& batch);
+  void KeepLogitRows(const Batch& batch);
+
+  const ModelConfig& config_;
+  const WeightLayout& layout_;
+  const ModelLimits limits_;
+  const Wire wire_;
+  const Mesh& mesh_;
+  const RankPlan plan_;
+  Backend& backend_;
+  WeightSource& weights_;
+  KvCache& kv_;
+  RopeTables rope_;
+  AttentionShape heads_;
+  std::vector<std::vector<int>> units_of_layer_;  // attention, then ffn or router and experts
+  int embedding_unit_ = -1;
+  int head_unit_ = -1;
+
+  // The batch at hand.
+  RowCount rows_;
+  std::vector<Segment> segments_;
+  std::vector<int32_t> local_ids_;
+
+  // Activations, one row per token.
+  Buffer storage_;
+  float* x_ = nullptr;               // [rows, dim] hidden state
+  float* partial_ = nullptr;         // [rows, dim] what the all-reduce sums
+  float* qkv_ = nullptr;             // [rows, (q + 2 kv heads) * head_dim]
+  float* attended_ = nullptr;        // [rows, q heads * head_dim]
+  float* gate_ = nullptr;            // [rows, ffn] and up behind it
+  float* router_ = nullptr;          // [rows, experts]
+  float* expert_weights_ = nullptr;  // [rows, used]
+  int32_t* expert_ids_ = nullptr;    // [rows, used]
+  std::vector<float> kept_;          // [logit rows, dim]
+};
+
+}  // namespace shoal

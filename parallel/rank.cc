@@ -1,0 +1,282 @@
+#include "parallel/rank.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "kernels/status_macros.h"
+
+namespace shoal {
+namespace {
+
+constexpr int kResultTag = 2;
+constexpr int kLogitSlice = 32;  // rows of one product with the head: bounds the logits' memory
+constexpr int kDefaultContext = 4096;
+constexpr int kMaxSequences = 4096;
+
+// Bytes of the result of one row from a shard of `vocab` tokens.
+// Layout: log_sum_exp f64, then one of: target logit f32 + 4 bytes; k candidates (token i32, logit
+// f32); vocab f32.
+int64_t ResultBytes(const Batch::LogitRow& row, int64_t vocab) {
+  const int64_t head = sizeof(double);
+  if (row.target >= 0) return head + 8;
+  if (row.candidates > 0) return head + std::min<int64_t>(row.candidates, vocab) * 8;
+  return head + vocab * 4;
+}
+
+// The rows a batch's results describe, in order.
+std::vector<Batch::LogitRow> ResultRows(const Batch& batch) {
+  if (batch.kind == Batch::Kind::kForward) return batch.logits;
+  return std::vector<Batch::LogitRow>(batch.fetch.size(), Batch::LogitRow{0, 0, 1, -1});
+}
+
+void AppendRow(const Batch::LogitRow& row, const float* logits, const Extent& vocab,
+               std::vector<uint8_t>& out) {
+  const absl::Span<const float> all(logits, vocab.size());
+  const auto append = [&out](const void* p, size_t n) {
+    out.insert(out.end(), static_cast<const uint8_t*>(p), static_cast<const uint8_t*>(p) + n);
+  };
+  const bool scored = row.target >= 0;
+  const double lse = LogSumExp(all, scored ? 1 : row.inv_temperature);
+  append(&lse, sizeof lse);
+  if (scored) {
+    const bool mine = row.target >= vocab.begin && row.target < vocab.end;
+    const float target[2] = {
+        mine ? logits[row.target - vocab.begin] : -std::numeric_limits<float>::infinity(), 0};
+    append(target, sizeof target);
+  } else if (row.candidates > 0) {
+    std::vector<Candidate> best =
+        TopCandidates(all, static_cast<int32_t>(vocab.begin),
+                      static_cast<int>(std::min<int64_t>(row.candidates, vocab.size())));
+    best.resize(std::min<int64_t>(row.candidates, vocab.size()),
+                {-1, -std::numeric_limits<float>::infinity()});  // NaN logits were left out
+    static_assert(sizeof(Candidate) == 8);
+    append(best.data(), best.size() * sizeof(Candidate));
+  } else {
+    append(all.data(), all.size() * sizeof(float));
+  }
+}
+
+double AddLogs(double a, double b) {
+  const double high = std::max(a, b);
+  if (!std::isfinite(high)) return high;
+  return high + std::log(std::exp(a - high) + std::exp(b - high));
+}
+
+void Merge(ShardRow& into, ShardRow&& from) {
+  into.log_sum_exp = AddLogs(into.log_sum_exp, from.log_sum_exp);
+  into.target_logit = std::max(into.target_logit, from.target_logit);
+  into.all.insert(into.all.end(), from.all.begin(), from.all.end());
+  into.candidates.insert(into.candidates.end(), from.candidates.begin(), from.candidates.end());
+}
+
+ModelLimits LimitsOf(const EngineOptions& o) { return {o.rows, o.context, kLogitSlice}; }
+
+int KvBlocks(const EngineOptions& o) { return (o.kv_tokens + kKvBlockTokens - 1) / kKvBlockTokens; }
+
+KvShape KvShapeOf(const ModelConfig& config, const EngineOptions& o, const RankPlan& plan) {
+  return {o.kv_type, static_cast<int>(plan.kv_heads.size()), config.head_dim};
+}
+
+}  // namespace
+
+absl::StatusOr<EngineOptions> ResolveOptions(const ModelConfig& config, EngineOptions o) {
+  if (o.context == 0) o.context = std::min(config.context, kDefaultContext);
+  if (o.context < 1 || o.context > config.context) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "-c ", o.context, ": ", config.name.empty() ? "the model" : config.name,
+        " was trained on a context of ", config.context, " tokens; choose 1 to ", config.context));
+  }
+  if (o.sequences < 1 || o.sequences > kMaxSequences) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(o.sequences, " sequences at once: choose 1 to ", kMaxSequences));
+  }
+  if (o.rows < 1 || o.rows > 65536) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a batch of ", o.rows, " rows: choose 1 to 65536"));
+  }
+  o.rows = std::max(o.rows, o.sequences);
+  if (o.kv_tokens == 0) {
+    const int64_t tokens = (int64_t{o.context} + kKvBlockTokens) * o.sequences;
+    if (tokens > std::numeric_limits<int>::max()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(o.sequences, " sequences of ", o.context, " tokens are too many"));
+    }
+    o.kv_tokens = static_cast<int>(tokens);
+  }
+  return o;
+}
+
+absl::StatusOr<RankMemory> Rank::MemoryNeeded(const Checkpoint& checkpoint,
+                                              const ModelConfig& config,
+                                              const EngineOptions& options, const RankPlan& plan,
+                                              const Backend& backend) {
+  SHOAL_ASSIGN_OR_RETURN(const WeightLayout layout, MakeWeightLayout(checkpoint, config, plan));
+  const ModelLimits limits = LimitsOf(options);
+  RankMemory m;
+  m.weights = layout.bytes;
+  m.kv = KvBlocks(options) * KvCache::BlockBytes(KvShapeOf(config, options, plan),
+                                                 static_cast<int>(plan.layers.size()));
+  m.workspace = backend.WorkspaceBytes(Model::BackendLimits(config, plan, limits)) +
+                Model::ActivationBytes(config, plan, limits);
+  if (plan.last_stage)
+    m.workspace += int64_t{kLogitSlice} * plan.vocab.size() * static_cast<int64_t>(sizeof(float));
+  return m;
+}
+
+absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
+                                                   const Checkpoint& checkpoint,
+                                                   const ModelConfig& config,
+                                                   const EngineOptions& options,
+                                                   const Progress& progress) {
+  std::unique_ptr<Rank> rank(new Rank());
+  rank->config_ = config;
+  rank->options_ = options;
+  SHOAL_ASSIGN_OR_RETURN(rank->plan_, MakeShardPlan(config, checkpoint, options.shard));
+  SHOAL_ASSIGN_OR_RETURN(Mesh mesh, Mesh::Create(world, rank->plan_));
+  rank->mesh_ = std::make_unique<Mesh>(std::move(mesh));
+  const RankPlan& plan = rank->mesh_->plan();
+
+  SHOAL_ASSIGN_OR_RETURN(rank->backend_, MakeCpuBackend(options.cpu));
+  SHOAL_ASSIGN_OR_RETURN(rank->memory_,
+                         MemoryNeeded(checkpoint, config, options, plan, *rank->backend_));
+  SHOAL_ASSIGN_OR_RETURN(rank->layout_, MakeWeightLayout(checkpoint, config, plan));
+
+  SHOAL_ASSIGN_OR_RETURN(rank->weight_bytes_, Buffer::Allocate(rank->layout_.bytes));
+  const int threads = std::max(1, options.cpu.threads);
+  SHOAL_RETURN_IF_ERROR(
+      LoadAll(checkpoint, rank->layout_, threads, rank->weight_bytes_.data(), progress));
+  std::vector<int64_t> offsets;
+  for (const WeightUnit& u : rank->layout_.units) offsets.push_back(u.offset);
+  rank->weights_ =
+      std::make_unique<ResidentWeights>(rank->weight_bytes_.data(), std::move(offsets));
+
+  const int blocks_per_slot = (options.context + kKvBlockTokens - 1) / kKvBlockTokens;
+  SHOAL_ASSIGN_OR_RETURN(
+      KvCache kv,
+      KvCache::Create(KvShapeOf(config, options, plan), static_cast<int>(plan.layers.size()),
+                      KvBlocks(options), options.sequences, blocks_per_slot));
+  rank->kv_ = std::make_unique<KvCache>(std::move(kv));
+  SHOAL_ASSIGN_OR_RETURN(
+      rank->model_, Model::Create(rank->config_, rank->layout_, LimitsOf(options), options.wire,
+                                  *rank->mesh_, *rank->backend_, *rank->weights_, *rank->kv_));
+  if (plan.last_stage) rank->logits_.resize(kLogitSlice * plan.vocab.size());
+  rank->kept_.resize(rank->plan_.pp + 1);
+  return rank;
+}
+
+absl::Status Rank::Run(const Batch& batch) {
+  if (batch.kind == Batch::Kind::kStop) return absl::OkStatus();
+  if (batch.kind == Batch::Kind::kForward) SHOAL_RETURN_IF_ERROR(model_->Forward(batch));
+  if (!mesh_->plan().last_stage || ResultRows(batch).empty()) return absl::OkStatus();
+  SHOAL_ASSIGN_OR_RETURN(std::vector<uint8_t> results, ComputeResults(batch));
+  if (mesh_->world().rank() == 0) {
+    own_results_.push_back(std::move(results));
+    return absl::OkStatus();
+  }
+  return mesh_->world().Send(results.data(), static_cast<int64_t>(results.size()), 0, kResultTag);
+}
+
+absl::StatusOr<std::vector<uint8_t>> Rank::ComputeResults(const Batch& batch) {
+  const std::vector<Batch::LogitRow> rows = ResultRows(batch);
+  const int64_t dim = model_->dim();
+  std::vector<float> fetched;
+  const float* hidden = model_->kept_rows();
+  if (batch.kind == Batch::Kind::kForward) {
+    Kept& kept = kept_[batch.step % kept_.size()];
+    kept = {batch.step, std::vector<float>(hidden, hidden + rows.size() * dim), batch.logits};
+  } else {
+    const Kept& kept = kept_[batch.step % kept_.size()];
+    for (int32_t i : batch.fetch) {
+      if (kept.step != batch.step || i < 0 || i >= static_cast<int>(kept.rows.size())) {
+        return absl::InternalError(
+            absl::StrCat("logit row ", i, " of step ", batch.step, " is no longer held"));
+      }
+      fetched.insert(fetched.end(), &kept.hidden[i * dim], &kept.hidden[i * dim] + dim);
+    }
+    hidden = fetched.data();
+  }
+  std::vector<uint8_t> out;
+  const Extent& vocab = mesh_->plan().vocab;
+  for (size_t begin = 0; begin < rows.size(); begin += kLogitSlice) {
+    const int n = static_cast<int>(std::min<size_t>(kLogitSlice, rows.size() - begin));
+    SHOAL_RETURN_IF_ERROR(
+        model_->Head(hidden + begin * dim, n, batch.prefill_head != 0, logits_.data()));
+    for (int i = 0; i < n; ++i) AppendRow(rows[begin + i], &logits_[i * vocab.size()], vocab, out);
+  }
+  return out;
+}
+
+absl::StatusOr<std::vector<ShardRow>> Rank::Collect(const Batch& batch) {
+  SHOAL_CHECK(mesh_->world().rank() == 0, "results go to rank 0");
+  std::vector<ShardRow> merged;
+  const std::vector<Batch::LogitRow> rows = ResultRows(batch);
+  if (rows.empty()) return merged;
+  for (int t = 0; t < plan_.tp; ++t) {
+    const RankPlan& from = plan_.ranks[mesh_->last_stage_rank(t)];
+    std::vector<uint8_t> bytes;
+    if (from.rank == 0) {
+      SHOAL_CHECK(!own_results_.empty(), "results are collected after Run");
+      bytes = std::move(own_results_.front());
+      own_results_.erase(own_results_.begin());
+    } else {
+      int64_t size = 0;
+      for (const Batch::LogitRow& r : rows) size += ResultBytes(r, from.vocab.size());
+      bytes.resize(size);
+      SHOAL_RETURN_IF_ERROR(mesh_->world().Recv(bytes.data(), size, from.rank, kResultTag));
+    }
+    SHOAL_ASSIGN_OR_RETURN(std::vector<ShardRow> shard, DecodeResults(batch, bytes, from));
+    if (t == 0) {
+      merged = std::move(shard);
+    } else {
+      for (size_t i = 0; i < merged.size(); ++i) Merge(merged[i], std::move(shard[i]));
+    }
+  }
+  return merged;
+}
+
+absl::StatusOr<std::vector<ShardRow>> Rank::DecodeResults(const Batch& batch,
+                                                          const std::vector<uint8_t>& bytes,
+                                                          const RankPlan& from) const {
+  std::vector<ShardRow> out;
+  const uint8_t* p = bytes.data();
+  for (const Batch::LogitRow& row : ResultRows(batch)) {
+    const uint8_t* const end = p + ResultBytes(row, from.vocab.size());
+    if (end > bytes.data() + bytes.size())
+      return absl::InternalError("a result message ends early");
+    ShardRow shard;
+    std::memcpy(&shard.log_sum_exp, p, sizeof(double));
+    p += sizeof(double);
+    if (row.target >= 0) {
+      std::memcpy(&shard.target_logit, p, sizeof(float));
+    } else if (row.candidates > 0) {
+      shard.candidates.resize((end - p) / sizeof(Candidate));
+      std::memcpy(shard.candidates.data(), p, end - p);
+      std::erase_if(shard.candidates, [](const Candidate& c) { return c.token < 0; });
+    } else {
+      shard.all.resize((end - p) / sizeof(float));
+      std::memcpy(shard.all.data(), p, end - p);
+    }
+    p = end;
+    out.push_back(std::move(shard));
+  }
+  return out;
+}
+
+absl::Status Rank::RunWorker() {
+  for (;;) {
+    Batch batch;
+    SHOAL_RETURN_IF_ERROR(BroadcastBatch(mesh_->world(), batch));
+    if (batch.kind == Batch::Kind::kStop) return absl::OkStatus();
+    if (absl::Status s = Run(batch); !s.ok()) {
+      mesh_->world().Abort(s);
+      return s;
+    }
+  }
+}
+
+}  // namespace shoal

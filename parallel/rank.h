@@ -1,0 +1,121 @@
+// Everything one rank owns, sized from the plan before the first token: weights, KV blocks,
+// workspace, model.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "comm/communicator.h"
+#include "kernels/backend.h"
+#include "offload/weight_source.h"
+#include "parallel/batch.h"
+#include "parallel/kv_cache.h"
+#include "parallel/mesh.h"
+#include "parallel/model.h"
+#include "parallel/sampler.h"
+#include "parallel/scheduler.h"
+#include "shard/checkpoint.h"
+#include "shard/model_config.h"
+#include "shard/shard_plan.h"
+#include "shard/weight_layout.h"
+
+namespace shoal {
+
+struct EngineOptions {
+  ShardRequest shard;
+  Wire wire = Wire::kF32;
+  KvType kv_type = KvType::kF16;
+  int context = 0;    // tokens of a sequence; 0: the trained length, at most 4096
+  int sequences = 1;  // admitted at once
+  int rows = 512;     // of a batch
+  int kv_tokens = 0;  // KV pool; 0: context * sequences
+  bool prefix_cache = true;
+  CpuOptions cpu;
+};
+
+// Options with every default filled in and checked against the model (kInvalidArgument: say what
+// the model allows).
+absl::StatusOr<EngineOptions> ResolveOptions(const ModelConfig& config, EngineOptions options);
+
+// Bytes a rank takes, by what for.
+struct RankMemory {
+  int64_t weights = 0;
+  int64_t kv = 0;
+  int64_t workspace = 0;
+  int64_t total() const { return weights + kv + workspace; }
+};
+
+// What a last-stage rank says about one logit row. Either candidates or the whole shard or a score.
+struct ShardRow {
+  std::vector<Candidate> candidates;
+  std::vector<float> all;
+  double log_sum_exp = 0;
+  float target_logit = 0;  // -inf when the target lies in another shard
+};
+
+class Rank {
+ public:
+  using Progress = std::function<void(int64_t done, int64_t total)>;
+  // Collective: every rank calls it with the same options. Loads the weights.
+  static absl::StatusOr<std::unique_ptr<Rank>> Create(Communicator& world,
+                                                      const Checkpoint& checkpoint,
+                                                      const ModelConfig& config,
+                                                      const EngineOptions& options,
+                                                      const Progress& progress);
+
+  // What Create would allocate on rank `plan.rank`. Pure.
+  static absl::StatusOr<RankMemory> MemoryNeeded(const Checkpoint& checkpoint,
+                                                 const ModelConfig& config,
+                                                 const EngineOptions& options, const RankPlan& plan,
+                                                 const Backend& backend);
+
+  // Runs a broadcast batch: forward, then (last stage) its results to rank 0, which keeps its own.
+  absl::Status Run(const Batch& batch);
+  // Rank 0 only: the results of a forward or fetch batch, one entry for each logit (or fetched)
+  // row, merged over the vocabulary shards.
+  absl::StatusOr<std::vector<ShardRow>> Collect(const Batch& batch);
+
+  const Mesh& mesh() const { return *mesh_; }
+  const ShardPlan& plan() const { return plan_; }
+  const RankMemory& memory() const { return memory_; }
+  std::string DescribeBackend() const { return backend_->Describe(); }
+
+  // The loop of every rank but 0: until a stop batch. An error breaks the communicator for all.
+  absl::Status RunWorker();
+
+ private:
+  Rank() = default;
+  absl::StatusOr<std::vector<uint8_t>> ComputeResults(const Batch& batch);
+  absl::StatusOr<std::vector<ShardRow>> DecodeResults(const Batch& batch,
+                                                      const std::vector<uint8_t>& bytes,
+                                                      const RankPlan& from) const;
+
+  ModelConfig config_;
+  EngineOptions options_;
+  ShardPlan plan_;
+  RankMemory memory_;
+  std::unique_ptr<Mesh> mesh_;
+  std::unique_ptr<Backend> backend_;
+  WeightLayout layout_;
+  Buffer weight_bytes_;
+  std::unique_ptr<WeightSource> weights_;
+  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<Model> model_;
+  std::vector<float> logits_;  // [logit slice, vocab rows]
+  // Hidden rows of the last few steps, so that whole logit rows can be asked for again.
+  struct Kept {
+    int64_t step = -1;
+    std::vector<float> hidden;
+    std::vector<Batch::LogitRow> rows;
+  };
+  std::vector<Kept> kept_;
+  std::vector<std::vector<uint8_t>>
+      own_results_;  // rank 0 as part of the last stage: queue of results
+};
+
+}  // namespace shoal

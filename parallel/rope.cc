@@ -1,0 +1,63 @@
+#include "parallel/rope.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+namespace shoal {
+namespace {
+
+// The dimension at which a wave makes `turns` turns over the original context.
+double CorrectionDim(const ModelConfig& c, double turns) {
+  return c.rotary_dim * std::log(c.rope_scaling.original_context / (turns * 2 * std::numbers::pi)) /
+         (2 * std::log(c.rope_base));
+}
+
+// Angle per position of each pair of dimensions.
+std::vector<double> Frequencies(const ModelConfig& c) {
+  const RopeScaling& s = c.rope_scaling;
+  const int half = c.rotary_dim / 2;
+  std::vector<double> frequencies(half);
+  const bool yarn = s.kind == RopeScaling::Kind::kYarn;
+  const double low = yarn ? std::max(0.0, std::floor(CorrectionDim(c, s.beta_fast))) : 0;
+  const double high =
+      yarn ? std::min(c.rotary_dim - 1.0, std::ceil(CorrectionDim(c, s.beta_slow))) : 0;
+  for (int i = 0; i < half; ++i) {
+    double f = std::pow(static_cast<double>(c.rope_base), -2.0 * i / c.rotary_dim);
+    if (!c.rope_factors.empty()) f /= c.rope_factors[i];
+    if (s.kind == RopeScaling::Kind::kLinear) {
+      f /= s.factor;
+    } else if (yarn) {
+      // 0: many turns, keep the frequency; 1: few turns, interpolate.
+      const double ramp = std::clamp((i - low) / std::max(0.001, high - low), 0.0, 1.0);
+      f = f / s.factor * ramp + f * (1 - ramp);
+    }
+    frequencies[i] = f;
+  }
+  return frequencies;
+}
+
+}  // namespace
+
+RopeTables::RopeTables(const ModelConfig& config, int positions)
+    : rotary_dim_(config.rotary_dim), positions_(positions), neox_(config.rope_neox) {
+  const std::vector<double> frequencies = Frequencies(config);
+  const RopeScaling& s = config.rope_scaling;
+  const double magnitude =
+      s.kind == RopeScaling::Kind::kYarn ? s.attn_factor * (1 + 0.1 * std::log(s.factor)) : 1.0;
+  const size_t half = frequencies.size();
+  cos_.resize(positions * half);
+  sin_.resize(positions * half);
+  for (int p = 0; p < positions; ++p) {
+    for (size_t i = 0; i < half; ++i) {
+      cos_[p * half + i] = static_cast<float>(std::cos(p * frequencies[i]) * magnitude);
+      sin_[p * half + i] = static_cast<float>(std::sin(p * frequencies[i]) * magnitude);
+    }
+  }
+}
+
+RopeTable RopeTables::view() const {
+  return {cos_.data(), sin_.data(), rotary_dim_, positions_, neox_};
+}
+
+}  // namespace shoal
