@@ -13,7 +13,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "shard/status_macros.h"
+#include "kernels/status_macros.h"
 
 namespace shoal {
 

@@ -10,7 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "shard/byte_reader.h"
 #include "shard/gguf.h"
-#include "shard/status_macros.h"
+#include "kernels/status_macros.h"
 
 namespace shoal {
 namespace {

@@ -12,7 +12,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "shard/status_macros.h"
+#include "kernels/status_macros.h"
 
 namespace shoal {
 namespace {

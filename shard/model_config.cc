@@ -9,7 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "shard/byte_reader.h"
-#include "shard/status_macros.h"
+#include "kernels/status_macros.h"
 #include "shard/tensor_names.h"
 
 namespace shoal {

@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/packed_matrix.h"
-#include "shard/status_macros.h"
+#include "kernels/status_macros.h"
 #include "shard/tensor_names.h"
 
 namespace shoal {

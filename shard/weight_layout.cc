@@ -4,7 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
-#include "shard/status_macros.h"
+#include "kernels/status_macros.h"
 #include "shard/tensor_names.h"
 
 namespace shoal {
