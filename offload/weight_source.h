@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 
 namespace shoal {
 
@@ -18,6 +19,15 @@ class WeightSource {
   // only those in use).
   virtual absl::StatusOr<const uint8_t*> Acquire(int unit) = 0;
   virtual void Release(int unit) = 0;
+  // As Acquire, but only these rows of the unit's first extent need be readable (its base is
+  // returned all the same): an embedding of gigabytes is not moved for one token. Rows < 0 belong
+  // to other ranks.
+  virtual absl::StatusOr<const uint8_t*> AcquireRows(int unit, absl::Span<const int32_t> rows) {
+    return Acquire(unit);
+  }
+  // These units (a layer's chosen experts) are acquired next: read them side by side instead of one
+  // by one.
+  virtual void Prefetch(absl::Span<const int> units) {}
 };
 
 // Everything lies in memory: unit u starts at base + offsets[u].
