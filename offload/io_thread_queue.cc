@@ -7,7 +7,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
+#include "kernels/mutex.h"
 #include "offload/async_file.h"
 
 namespace shoal {
@@ -21,21 +21,22 @@ class ThreadQueue final : public IoQueue {
 
   ~ThreadQueue() override {
     {
-      absl::MutexLock lock(&mu_);
+      MutexLock lock(&mu_);
       stop_ = true;
+      todo_cv_.SignalAll();
     }
     for (std::thread& t : threads_) t.join();
   }
 
   void Push(const Op& op) override {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     todo_.push_back(op);
+    todo_cv_.Signal();
   }
 
   void Wait(std::vector<Result>* done) override {
-    absl::MutexLock lock(&mu_);
-    mu_.Await(absl::Condition(
-        +[](std::vector<Result>* d) { return !d->empty(); }, &done_));
+    MutexLock lock(&mu_);
+    while (done_.empty()) done_cv_.Wait(&mu_);
     done->insert(done->end(), done_.begin(), done_.end());
     done_.clear();
   }
@@ -44,12 +45,10 @@ class ThreadQueue final : public IoQueue {
   std::string Describe() const override { return absl::StrCat(threads_.size(), " pread threads"); }
 
  private:
-  bool Ready() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stop_ || !todo_.empty(); }
-
   void Run() {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     while (true) {
-      mu_.Await(absl::Condition(this, &ThreadQueue::Ready));
+      while (!stop_ && todo_.empty()) todo_cv_.Wait(&mu_);
       if (todo_.empty()) return;
       Op op = todo_.front();
       todo_.pop_front();
@@ -59,10 +58,12 @@ class ThreadQueue final : public IoQueue {
       int64_t result = n < 0 ? -errno : n;
       mu_.Lock();
       done_.push_back({op.id, result});
+      done_cv_.Signal();
     }
   }
 
-  absl::Mutex mu_;
+  Mutex mu_;
+  CondVar todo_cv_, done_cv_;
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   std::deque<Op> todo_ ABSL_GUARDED_BY(mu_);
   std::vector<Result> done_ ABSL_GUARDED_BY(mu_);

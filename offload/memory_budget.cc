@@ -182,12 +182,12 @@ int64_t MemoryBudget::FreeLocked() const {
 }
 
 int64_t MemoryBudget::free() const {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   return FreeLocked();
 }
 
 absl::Status MemoryBudget::Reserve(const std::string& name, int64_t bytes) {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   int64_t free = FreeLocked();
   if (bytes > free) {
     return absl::ResourceExhaustedError(fmt::format("{} needs {}, but {} of {} are free:\n{}", name,
@@ -205,7 +205,7 @@ absl::Status MemoryBudget::Reserve(const std::string& name, int64_t bytes) {
 }
 
 void MemoryBudget::Release(const std::string& name) {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   std::erase_if(entries_, [&](const Entry& e) { return e.name == name; });
 }
 
@@ -220,7 +220,7 @@ std::string MemoryBudget::TableLocked() const {
 }
 
 std::string MemoryBudget::Table() const {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   return TableLocked();
 }
 

@@ -9,7 +9,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
+#include "kernels/mutex.h"
 
 namespace shoal {
 
@@ -54,7 +54,7 @@ class MemoryBudget {
 
   const int64_t total_;
   const std::string source_;  // "--ram", "cgroup /x", ...
-  mutable absl::Mutex mu_;
+  mutable Mutex mu_;
   std::vector<Entry> entries_ ABSL_GUARDED_BY(mu_);
 };
 

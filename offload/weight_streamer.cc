@@ -67,7 +67,7 @@ absl::Status WeightStreamer::Init() {
   s.Update(allocate(slot_bytes_ * options_.expert_slots, &slot_memory_));
   if (!s.ok()) return s;
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     slots_.resize(slot_bytes_ > 0 ? options_.expert_slots : 0);
   }
   if (rows_unit_ >= 0) {
@@ -95,8 +95,9 @@ absl::Status WeightStreamer::Init() {
 
 WeightStreamer::~WeightStreamer() {
   {
-    absl::MutexLock lock(&mu_);
-    stop_ = wake_ = true;
+    MutexLock lock(&mu_);
+    stop_ = true;
+    Wake();
   }
   for (std::thread& t : threads_) t.join();
   file_.reset();
@@ -126,15 +127,14 @@ absl::Status WeightStreamer::LoadResident() {
   }
   absl::Status status;
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     for (Fill& f : fills) demand_.push_back(&f);
-    wake_ = true;
+    Wake();
   }
   for (Fill& f : fills) {
     {
-      absl::MutexLock lock(&mu_);
-      mu_.Await(absl::Condition(
-          +[](Fill* fill) { return fill->ready(); }, &f));
+      MutexLock lock(&mu_);
+      while (!f.ready()) ready_cv_.Wait(&mu_);
       status.Update(f.status);
       done += f.bytes;
     }
@@ -143,11 +143,10 @@ absl::Status WeightStreamer::LoadResident() {
     if (options_.progress) options_.progress(done, total);
   }
   // The fills live on this stack: none may be in flight or queued when it unwinds.
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   for (Fill& f : fills) f.dropped = true;
   for (Fill& f : fills) {
-    mu_.Await(absl::Condition(
-        +[](Fill* fill) { return fill->pending == 0; }, &f));
+    while (f.pending > 0) ready_cv_.Wait(&mu_);
   }
   demand_.clear();
   return status;
@@ -173,11 +172,15 @@ absl::StatusOr<const uint8_t*> WeightStreamer::Acquire(int unit) {
   return AcquireRows(unit, all);
 }
 
+void WeightStreamer::Wake() {
+  wake_ = true;
+  work_cv_.SignalAll();
+}
+
 void WeightStreamer::Await(Fill* fill) {
   if (fill->ready()) return;
   absl::Time start = absl::Now();
-  mu_.Await(absl::Condition(
-      +[](Fill* f) { return f->ready(); }, fill));
+  while (!fill->ready()) ready_cv_.Wait(&mu_);
   stats_.wait_s += absl::ToDoubleSeconds(absl::Now() - start);
 }
 
@@ -205,7 +208,7 @@ absl::StatusOr<const uint8_t*> WeightStreamer::AcquireStreamed(int unit) {
   SHOAL_CHECK(cycle_index_[unit] >= 0, "a streamed unit that is not in the cycle");
   Fill* fill = nullptr;
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     for (const std::unique_ptr<Fill>& f : ring_) {
       if (f->held && f->unit == unit) return absl::FailedPreconditionError("unit is already held");
     }
@@ -215,16 +218,9 @@ absl::StatusOr<const uint8_t*> WeightStreamer::AcquireStreamed(int unit) {
                                [](const auto& f) { return !f->held && !f->dropped; }) &&
                   options_.cycle[cursor_] == unit;
       if (!next) Seek(unit);
-      wake_ = true;
-      struct Placed {
-        WeightStreamer* self;
-        int unit;
-        bool operator()() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
-          return self->blocked_ || self->FindRing(unit) != nullptr;
-        }
-      } placed{this, unit};
+      Wake();
       absl::Time start = absl::Now();
-      mu_.Await(absl::Condition(&placed, &Placed::operator()));
+      while (!blocked_ && FindRing(unit) == nullptr) ready_cv_.Wait(&mu_);
       stats_.wait_s += absl::ToDoubleSeconds(absl::Now() - start);
       fill = FindRing(unit);
     }
@@ -268,12 +264,12 @@ WeightStreamer::Slot* WeightStreamer::FindSlot(int unit, bool take) {
   oldest->used_at = ++clock_;
   demand_.push_back(&oldest->fill);
   stats_.expert_reads++;
-  wake_ = true;
+  Wake();
   return oldest;
 }
 
 void WeightStreamer::Prefetch(absl::Span<const int> units) {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   for (int unit : units) {
     if (options_.units[unit].tier != Tier::kOnDemand) continue;
     // Those that are here already must not be thrown out for the ones that are not.
@@ -287,7 +283,7 @@ void WeightStreamer::Prefetch(absl::Span<const int> units) {
 absl::StatusOr<const uint8_t*> WeightStreamer::AcquireExpert(int unit) {
   Slot* slot;
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     int64_t reads = stats_.expert_reads;
     slot = FindSlot(unit, true);
     if (slot == nullptr) {
@@ -305,7 +301,7 @@ absl::StatusOr<const uint8_t*> WeightStreamer::AcquireExpert(int unit) {
     slot->held = true;
   }
   if (absl::Status s = CheckOnce(unit, slot->fill.dst); !s.ok()) {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     slot->held = false;
     slot->fill = Fill();
     return s;
@@ -353,9 +349,9 @@ absl::StatusOr<const uint8_t*> WeightStreamer::AcquireRows(int unit,
   }
   absl::Status status;
   {
-    absl::MutexLock lock(&mu_);
+    MutexLock lock(&mu_);
     for (Fill& f : rows_fills_) demand_.push_back(&f);
-    wake_ = true;
+    Wake();
     for (Fill& f : rows_fills_) {
       Await(&f);
       status.Update(f.status);
@@ -374,7 +370,7 @@ void WeightStreamer::Release(int unit) {
     case Tier::kResident:
       return;
     case Tier::kStreamed: {
-      absl::MutexLock lock(&mu_);
+      MutexLock lock(&mu_);
       for (const std::unique_ptr<Fill>& f : ring_) {
         if (f->held && f->unit == unit) {
           f->held = false;
@@ -383,12 +379,12 @@ void WeightStreamer::Release(int unit) {
         }
       }
       blocked_ = false;
-      wake_ = true;
+      Wake();
       Reclaim();
       return;
     }
     case Tier::kOnDemand: {
-      absl::MutexLock lock(&mu_);
+      MutexLock lock(&mu_);
       if (Slot* slot = FindSlot(unit, false)) slot->held = false;
       return;
     }
@@ -402,7 +398,7 @@ void WeightStreamer::Release(int unit) {
 }
 
 StreamStats WeightStreamer::stats() const {
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   return stats_;
 }
 

@@ -18,9 +18,9 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "kernels/buffer.h"
+#include "kernels/mutex.h"
 #include "offload/async_file.h"
 #include "offload/weight_source.h"
 
@@ -128,6 +128,7 @@ class WeightStreamer final : public WeightSource {
   absl::Status CheckOnce(int unit, const uint8_t* data);
   Slot* FindSlot(int unit, bool take) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Fill* FindRing(int unit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Wake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Seek(int unit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Await(Fill* fill) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
@@ -150,7 +151,9 @@ class WeightStreamer final : public WeightSource {
   std::unique_ptr<AsyncFile> file_;  // used by the I/O thread alone once it runs
   int64_t slot_bytes_ = 0;
 
-  mutable absl::Mutex mu_;
+  mutable Mutex mu_;
+  CondVar work_cv_;   // wake_ was set
+  CondVar ready_cv_;  // a fill is ready, was placed, or cannot be placed
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   bool wake_ ABSL_GUARDED_BY(mu_) = false;  // something may have become possible for the I/O side
   bool blocked_ ABSL_GUARDED_BY(mu_) =

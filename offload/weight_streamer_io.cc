@@ -21,7 +21,7 @@ double ClockSeconds(clockid_t clock) {
 void WeightStreamer::Reclaim() {
   while (!ring_.empty() && ring_.front()->dropped && ring_.front()->pending == 0) {
     ring_.pop_front();
-    wake_ = true;
+    Wake();
   }
 }
 
@@ -45,6 +45,7 @@ bool WeightStreamer::PlaceNext() {
       at = tail;
     } else {
       blocked_ = std::all_of(ring_.begin(), ring_.end(), [](const auto& f) { return f->held; });
+      if (blocked_) ready_cv_.SignalAll();
       return false;
     }
   }
@@ -57,6 +58,7 @@ bool WeightStreamer::PlaceNext() {
   ring_.push_back(std::move(fill));
   cursor_ = (cursor_ + 1) % options_.cycle.size();
   blocked_ = false;
+  ready_cv_.SignalAll();
   return true;
 }
 
@@ -77,7 +79,7 @@ WeightStreamer::Fill* WeightStreamer::NextFill() {
 void WeightStreamer::FileLoop() {
   std::vector<IoDone> done;
   double busy_since = 0;
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   stats_.engine = file_->Describe();
   while (true) {
     wake_ = false;
@@ -100,7 +102,7 @@ void WeightStreamer::FileLoop() {
     }
     if (file_->in_flight() == 0) {
       if (stop_) return;
-      mu_.Await(absl::Condition(&wake_));
+      while (!wake_) work_cv_.Wait(&mu_);
       continue;
     }
     mu_.Unlock();
@@ -115,6 +117,7 @@ void WeightStreamer::FileLoop() {
       fill->status.Update(d.status);
       stats_.bytes_read += d.bytes;
       tuner_.OnBytes(d.bytes, saturated, now);
+      if (fill->ready() || fill->pending == 0) ready_cv_.SignalAll();
     }
     stats_.busy_s += now - busy_since;
     busy_since = now;
@@ -126,18 +129,18 @@ void WeightStreamer::FileLoop() {
 
 void WeightStreamer::LoaderLoop() {
   double cpu_before = 0;
-  absl::MutexLock lock(&mu_);
+  MutexLock lock(&mu_);
   stats_.engine = "repacked from the checkpoint";
   while (!stop_) {
     wake_ = false;
     Fill* fill = NextFill();
     if (fill == nullptr) {
-      mu_.Await(absl::Condition(&wake_));
+      while (!wake_) work_cv_.Wait(&mu_);
       continue;
     }
     fill->next = fill->bytes;
     fill->pending++;
-    wake_ = true;  // another loader thread may find the one behind it
+    Wake();  // another loader thread may find the one behind it
     mu_.Unlock();
     double start = ClockSeconds(CLOCK_MONOTONIC);
     absl::Status status = fill->panel >= 0 ? options_.load_panel(fill->unit, fill->panel, fill->dst)
@@ -152,6 +155,7 @@ void WeightStreamer::LoaderLoop() {
     stats_.busy_s += seconds;
     stats_.io_cpu_s += cpu - cpu_before;
     cpu_before = cpu;
+    ready_cv_.SignalAll();
     Reclaim();
   }
 }
