@@ -2,8 +2,10 @@
 //
 // Backends: in process (ranks are threads), MPI (host memory), NCCL (device memory). Blocking
 // calls; one thread per rank calls at a time. Every wait has a deadline: a call returns
-// kUnavailable, naming the rank, when a peer died, hung past the deadline or aborted. After an
-// error the communicator is broken and every call says so.
+// kUnavailable, naming the rank, when a peer died, hung past the deadline or aborted. Broadcast and
+// Recv wait for work to come, so over MPI they last as long as the peer's heart beats. After an
+// error the communicator, and every other that was split off the same job, is broken and every call
+// says so.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +36,8 @@ class Communicator {
   // out holds size() * bytes, rank r's part at r * bytes.
   virtual absl::Status AllGather(const void* data, int64_t bytes, void* out) = 0;
   virtual absl::Status Broadcast(void* data, int64_t bytes, int root) = 0;
-  // Messages between two ranks with the same tag arrive in order. Lengths must agree.
+  // Messages between two ranks with the same tag (0 to 32767) arrive in order. Lengths must agree.
+  // Send copies the data and returns; it waits only while too much is under way.
   virtual absl::Status Send(const void* data, int64_t bytes, int dest, int tag) = 0;
   virtual absl::Status Recv(void* data, int64_t bytes, int source, int tag) = 0;
   virtual absl::Status Barrier() = 0;
