@@ -39,7 +39,7 @@ struct RankPlan {
 struct ShardRequest {
   int tp = 1;
   int pp = 1;
-  std::vector<double> split;  // relative shares of the tp ranks; empty: equal
+  std::vector<double> split = {};  // relative shares of the tp ranks; empty: equal
 };
 
 struct ShardPlan {

@@ -1,0 +1,231 @@
+// What ReadModelConfig makes of metadata and tensors, and what it refuses.
+#include "shard/model_config.h"
+
+#include <functional>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "shard/gguf.h"
+#include "tests/shard/gguf_writer.h"
+
+namespace shoal {
+namespace {
+
+using ::testing::HasSubstr;
+
+absl::StatusOr<ModelConfig> ConfigOf(const GgufWriter& w) {
+  const std::string bytes = w.Bytes();
+  std::vector<std::unique_ptr<ByteSource>> parts;
+  parts.push_back(MakeMemorySource(
+      "test.gguf",
+      absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size())));
+  auto c = OpenGguf(std::move(parts));
+  if (!c.ok()) return c.status();
+  return ReadModelConfig(**c);
+}
+
+TinyModel Small(const std::string& architecture) {
+  TinyModel m;
+  m.architecture = architecture;
+  m.dim = 64;
+  m.heads = 4;
+  m.kv_heads = 2;
+  m.head_dim = 32;  // heads * head_dim = 128, not dim
+  m.ffn = 96;
+  m.vocab = 48;
+  return m;
+}
+
+void ExpectRefused(const GgufWriter& w, absl::StatusCode code, const std::string& text) {
+  const absl::Status s = ConfigOf(w).status();
+  EXPECT_EQ(s.code(), code) << s;
+  EXPECT_THAT(std::string(s.message()), HasSubstr(text));
+}
+
+TEST(ModelConfig, EveryArchitecture) {
+  for (const char* name : {"llama", "qwen2", "qwen3", "qwen3moe"}) {
+    TinyModel m = Small(name);
+    if (m.architecture == "qwen3moe") m.experts = 4;
+    const auto c = ConfigOf(TinyModelGguf(m));
+    ASSERT_TRUE(c.ok()) << name << ": " << c.status();
+    EXPECT_EQ(c->architecture, name);
+    EXPECT_EQ(c->layers, 2);
+    EXPECT_EQ(c->dim, 64);
+    EXPECT_EQ(c->heads, 4);
+    EXPECT_EQ(c->kv_heads, 2);
+    EXPECT_EQ(c->head_dim, 32);
+    EXPECT_EQ(c->ffn, 96);
+    EXPECT_EQ(c->vocab, 48);
+    EXPECT_EQ(c->context, 256);
+    EXPECT_EQ(c->rotary_dim, 32);
+    EXPECT_EQ(c->rope_neox, m.architecture != "llama");
+    EXPECT_EQ(c->experts, m.experts);
+    EXPECT_EQ(c->experts_used, m.experts > 0 ? 2 : 0);
+    EXPECT_FLOAT_EQ(c->norm_eps, 1e-5f);
+    EXPECT_FALSE(c->tied_embeddings);
+    EXPECT_EQ(c->window, 0);
+    EXPECT_EQ(c->rope_scaling.kind, RopeScaling::Kind::kNone);
+    EXPECT_TRUE(c->rope_factors.empty());
+  }
+}
+
+TEST(ModelConfig, MixtralStackedAndSeparate) {
+  for (const bool separate : {false, true}) {
+    TinyModel m = Small("llama");
+    m.experts = 4;
+    m.separate_experts = separate;
+    const auto c = ConfigOf(TinyModelGguf(m));
+    ASSERT_TRUE(c.ok()) << c.status();
+    EXPECT_EQ(c->experts, 4);
+    EXPECT_EQ(c->experts_used, 2);
+    EXPECT_TRUE(c->renormalize_experts);
+  }
+}
+
+TEST(ModelConfig, WindowTiedAndRopeFactors) {
+  TinyModel m = Small("llama");
+  m.window = 17;
+  m.tied = true;
+  m.rope_factors = true;
+  m.attention_biases = true;
+  const auto c = ConfigOf(TinyModelGguf(m));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->window, 17);
+  EXPECT_TRUE(c->tied_embeddings);
+  ASSERT_EQ(c->rope_factors.size(), 16u);
+  EXPECT_FLOAT_EQ(c->rope_factors[0], 1.0f);
+  EXPECT_FLOAT_EQ(c->rope_factors[8], 4.5f);
+}
+
+TEST(ModelConfig, RopeScaling) {
+  TinyModel m = Small("llama");
+  m.rope_scaling = "linear";
+  auto c = ConfigOf(TinyModelGguf(m));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->rope_scaling.kind, RopeScaling::Kind::kLinear);
+  EXPECT_FLOAT_EQ(c->rope_scaling.factor, 4);
+  m.rope_scaling = "yarn";
+  GgufWriter w = TinyModelGguf(m);
+  w.F32("llama.rope.scaling.attn_factor", 0.5f);
+  w.F32("llama.rope.scaling.yarn_beta_fast", 24);
+  c = ConfigOf(w);
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->rope_scaling.kind, RopeScaling::Kind::kYarn);
+  EXPECT_EQ(c->rope_scaling.original_context, 256);
+  EXPECT_FLOAT_EQ(c->rope_scaling.attn_factor, 0.5f);
+  EXPECT_FLOAT_EQ(c->rope_scaling.beta_fast, 24);
+  EXPECT_FLOAT_EQ(c->rope_scaling.beta_slow, 1);
+  m.rope_scaling = "longrope";
+  ExpectRefused(TinyModelGguf(m), absl::StatusCode::kUnimplemented,
+                "'longrope' is not known; known are: none, linear, yarn");
+  m.rope_scaling = "";
+  w = TinyModelGguf(m);
+  w.F32("llama.rope.scale_linear", 2);  // the old key, without a type
+  c = ConfigOf(w);
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->rope_scaling.kind, RopeScaling::Kind::kLinear);
+  EXPECT_FLOAT_EQ(c->rope_scaling.factor, 2);
+}
+
+TEST(ModelConfigBadInput, UnknownArchitectureIsNamedWithWhatIsKnown) {
+  ExpectRefused(TinyModelGguf(Small("mamba")), absl::StatusCode::kUnimplemented,
+                "'mamba' is not known; known are: llama, qwen2, qwen3, qwen3moe");
+  TinyModel m = Small("qwen2");
+  m.experts = 4;
+  ExpectRefused(TinyModelGguf(m), absl::StatusCode::kUnimplemented, "qwen2 with 4 experts");
+}
+
+TEST(ModelConfigBadInput, MissingTensor) {
+  const GgufWriter good = TinyModelGguf(Small("qwen2"));
+  for (const char* name : {"token_embd.weight", "output_norm.weight", "blk.1.attn_k.bias",
+                           "blk.0.ffn_down.weight", "blk.1.attn_norm.weight"}) {
+    GgufWriter w = good;
+    std::erase_if(w.entries, [&](const GgufWriter::Entry& e) { return e.name == name; });
+    ASSERT_LT(w.entries.size(), good.entries.size());
+    ExpectRefused(w, absl::StatusCode::kInvalidArgument,
+                  "tensor '" + std::string(name) + "' is missing");
+  }
+  TinyModel m = Small("qwen3moe");
+  m.experts = 4;
+  GgufWriter w = TinyModelGguf(m);
+  std::erase_if(w.entries,
+                [&](const GgufWriter::Entry& e) { return e.name == "blk.1.ffn_up_exps.weight"; });
+  ExpectRefused(w, absl::StatusCode::kInvalidArgument, "blk.1.ffn_up_exps.weight");
+}
+
+TEST(ModelConfigBadInput, ShapeThatContradictsTheMetadata) {
+  GgufWriter w = TinyModelGguf(Small("llama"));
+  for (GgufWriter::Entry& e : w.entries) {
+    if (e.name == "blk.1.attn_v.weight") e.dims = {32, 128};
+  }
+  ExpectRefused(w, absl::StatusCode::kInvalidArgument,
+                "'blk.1.attn_v.weight' has the shape [32, 128], the metadata says [64, 64]");
+}
+
+TEST(ModelConfigBadInput, TensorThatTheGraphDoesNotHave) {
+  GgufWriter w = TinyModelGguf(Small("llama"));
+  w.Tensor("blk.0.attn_sinks.weight", DType::kF32, {4}, std::string(16, '\0'));
+  ExpectRefused(w, absl::StatusCode::kUnimplemented, "'blk.0.attn_sinks.weight' is no part");
+}
+
+TEST(ModelConfigBadInput, RopeFactorsMustBePositive) {
+  GgufWriter w = TinyModelGguf(Small("llama"));
+  w.Tensor("rope_freqs.weight", DType::kF32, {16}, std::string(64, '\0'));
+  ExpectRefused(w, absl::StatusCode::kInvalidArgument, "positive divisors");
+}
+
+// Each of these numbers alone makes the file wrong; the message names the key or the contradiction.
+TEST(ModelConfigBadInput, NumbersOutOfRange) {
+  const auto spoiled = [](const std::string& key, uint32_t value) {
+    const std::string good = TinyModelGguf(Small("llama")).Bytes();
+    const std::string needle = GgufWriter::Text("llama." + key) + GgufWriter::Pod(uint32_t{4});
+    std::string bytes = good;
+    const size_t at = bytes.find(needle);
+    EXPECT_NE(at, std::string::npos) << key;
+    bytes.replace(at + needle.size(), 4, GgufWriter::Pod(value));
+    return bytes;
+  };
+  const auto refused = [&](const std::string& key, uint32_t value, const std::string& text) {
+    const std::string bytes = spoiled(key, value);
+    std::vector<std::unique_ptr<ByteSource>> parts;
+    parts.push_back(MakeMemorySource(
+        "test.gguf",
+        absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size())));
+    const auto c = OpenGguf(std::move(parts));
+    ASSERT_TRUE(c.ok()) << c.status();
+    const absl::Status s = ReadModelConfig(**c).status();
+    EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument) << key << ": " << s;
+    EXPECT_THAT(std::string(s.message()), HasSubstr(text));
+  };
+  refused("block_count", 0, "block_count' is 0, expected an integer from 1");
+  refused("block_count", 3, "'blk.2.attn_norm.weight' is missing");
+  refused("block_count", UINT32_MAX, "block_count");
+  refused("embedding_length", UINT32_MAX, "embedding_length");
+  refused("embedding_length", 32, "token_embd.weight");
+  refused("attention.head_count", 0, "head_count");
+  refused("attention.head_count", 3, "no multiple of attention.head_count_kv");
+  refused("attention.head_count", 8, "attn_q.weight");
+  refused("attention.head_count_kv", 0, "head_count_kv");
+  refused("attention.head_count_kv", 4, "attn_k.weight");
+  refused("attention.key_length", 31, "even");
+  refused("attention.value_length", 0, "value_length");
+  refused("rope.dimension_count", 34, "rope.dimension_count");
+  refused("rope.dimension_count", 3, "even");
+  refused("feed_forward_length", 0, "feed_forward_length");
+  refused("feed_forward_length", 64, "ffn_gate.weight");
+  refused("context_length", 0, "context_length");
+  refused("vocab_size", 47, "vocab_size is 47, but token_embd.weight has 48 rows");
+}
+
+TEST(ModelConfigBadInput, TokensMustMatchTheEmbedding) {
+  TinyModel m = Small("llama");
+  GgufWriter w = TinyModelGguf(m);
+  for (GgufWriter::Entry& e : w.entries) {
+    if (e.name == "token_embd.weight" || e.name == "output.weight") e.dims[1] = 40;
+  }
+  // vocab_size says 48 as well; either way the message names the embedding.
+  ExpectRefused(w, absl::StatusCode::kInvalidArgument, "token_embd.weight has 40 rows");
+}
+
+}  // namespace
+}  // namespace shoal
