@@ -22,11 +22,13 @@ int64_t DivUp(int64_t n, int64_t by) { return (n + by - 1) / by; }
 const AttentionKernels& KernelsFor(CpuLevel level) {
   switch (level) {
     case CpuLevel::kScalar:
+      return ScalarAttentionKernels();
     case CpuLevel::kAvx2:
     case CpuLevel::kAvxVnni:
+      return Avx2AttentionKernels();
     case CpuLevel::kAvx512:
     case CpuLevel::kAmx:
-      break;
+      return Avx512AttentionKernels();
   }
   return ScalarAttentionKernels();
 }
