@@ -170,16 +170,21 @@ void DequantizePanelRow(const PackedShape& shape, const uint8_t* panel, int lane
     }
     return;
   }
-  const PlaneInfo& p = Planes(shape.type);
-  RowPlanes planes;
   SubBlockValues v;
   ForEachSubBlock(shape, [&](int64_t header, int64_t at, int64_t, int s, bool) {
-    ReadPackedPlanes(p, panel + at, lane, &planes);
-    DecodeSubBlock(shape.type, ReadPackedHeader(p, panel + header, lane), planes, s, &v);
+    DecodePackedSubBlock(shape.type, panel + header, panel + at, lane, s, &v);
     for (int i = 0; i < 32; ++i) {
       *out++ = v.scale[i / 16] * static_cast<float>(v.level[i]) + v.bias[i / 16];
     }
   });
+}
+
+void DecodePackedSubBlock(DType type, const uint8_t* header, const uint8_t* planes, int lane, int s,
+                          SubBlockValues* values) {
+  const PlaneInfo& p = Planes(type);
+  RowPlanes row;
+  ReadPackedPlanes(p, planes, lane, &row);
+  DecodeSubBlock(type, ReadPackedHeader(p, header, lane), row, s, values);
 }
 
 }  // namespace shoal

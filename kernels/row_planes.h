@@ -54,6 +54,9 @@ struct SubBlockValues {
 };
 void DecodeSubBlock(DType type, const RowHeader& header, const RowPlanes& planes, int s,
                     SubBlockValues* values);
+// The same from a packed block: lane (0..15) of `header` and of the planes of sub-block s.
+void DecodePackedSubBlock(DType type, const uint8_t* header, const uint8_t* planes, int lane, int s,
+                          SubBlockValues* values);
 
 // 6-bit scale and min of sub-block s of Q4_K and Q5_K; 6-bit scale i (0..15) of Q3_K.
 void ScaleMinK4(const uint8_t scales[12], int s, int* scale, int* min);

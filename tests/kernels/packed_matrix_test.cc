@@ -3,44 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <random>
 #include <vector>
+
+#include "tests/kernels/random_matrix.h"
 
 namespace shoal {
 namespace {
-
-// Random bits, with scales kept finite so that values can be compared.
-std::vector<uint8_t> RandomRows(DType type, int64_t rows, int64_t cols, uint32_t seed) {
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> gauss;
-  const int64_t row_bytes = RowBytes(type, cols);
-  std::vector<uint8_t> bytes(rows * row_bytes);
-  for (uint8_t& b : bytes) b = static_cast<uint8_t>(rng());
-  if (Info(type).block_elems == 1) {
-    std::vector<float> row(cols);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (float& v : row) v = gauss(rng);
-      QuantizeRow(type, row.data(), bytes.data() + r * row_bytes, cols);
-    }
-    return bytes;
-  }
-  const int block_bytes = Info(type).block_bytes;
-  // f16 fields: clear the exponent's top bit so that none is infinite.
-  std::vector<int> halves = {0};
-  if (type == DType::kQ4_1 || type == DType::kQ5_1 || type == DType::kQ4_K ||
-      type == DType::kQ5_K) {
-    halves = {0, 2};
-  }
-  if (type == DType::kQ2_K) halves = {80, 82};
-  if (type == DType::kQ3_K) halves = {108};
-  if (type == DType::kQ6_K) halves = {208};
-  if (type == DType::kMXFP4) halves.clear();
-  for (size_t at = 0; at < bytes.size(); at += block_bytes) {
-    for (int h : halves) bytes[at + h + 1] &= 0xbf;
-    if (type == DType::kMXFP4) bytes[at] = 100 + bytes[at] % 50;
-  }
-  return bytes;
-}
 
 struct Case {
   int64_t rows, source_cols, begin, cols;

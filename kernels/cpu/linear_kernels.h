@@ -1,0 +1,74 @@
+// The tables of functions that multiply packed panels with rows of activations, one table per
+// instruction set.
+//
+// Internal to kernels/cpu. Every function is plain, keeps no state and may run on any number of
+// threads at once. A "tile" is the result for one panel: float [m][16], row i in tile[16 i .. 16 i
+// + 15], overwritten.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/packed_matrix.h"
+
+namespace shoal {
+
+// 32 columns of an activation row as int8: one cache line, so a block costs one miss at most.
+struct alignas(64) Q8Block {
+  int8_t q[32];  // value = scale * q, |q| <= 127
+  float scale;
+  float sum;          // scale * sum of q
+  float half_sum[2];  // scale * sum of q[0..16), of q[16..32)
+  int32_t neg_sum;    // -(sum of q); start values of dot products whose weights carry an offset
+  int32_t neg_half_sum[2];  // -(sum of q[0..16)), -(sum of q[16..32))
+  int32_t unused;
+};
+static_assert(sizeof(Q8Block) == 64);
+
+inline constexpr int kMaxTileRows = 8;  // most activation rows of one call
+
+// rows[i]: [cols / 32] blocks, 1 <= m <= kMaxTileRows.
+using Int8Product = void (*)(const PackedShape& shape, const uint8_t* panel,
+                             const Q8Block* const* rows, int m, float* tile);
+// rows[i]: [cols] floats, zero up to a multiple of 2. Plain f32 sums in column order (F16: even and
+// odd columns apart).
+using F32Product = void (*)(const PackedShape& shape, const uint8_t* panel,
+                            const float* const* rows, int m, float* tile);
+
+// Prefill with bf16 tiles. The operand of R rows is [cols / 32 rounded up][row_stride][32] bf16:
+// rows r .. r + 15 of one column block are one A tile, from any r.
+struct Bf16Operand {
+  const uint16_t* data = nullptr;  // at the first row to multiply
+  int64_t row_stride = 0;          // rows between column blocks
+};
+inline constexpr int kBf16Panels = 8;       // most panels of one call
+inline constexpr int kBf16Rows = 512;       // most rows of one call
+inline constexpr int kBf16BlockCols = 512;  // columns unpacked at a time
+// Bytes of scratch one thread needs: unpacked weights.
+inline constexpr int64_t kBf16ScratchBytes =
+    int64_t{kBf16Panels} * kPanelRows * kBf16BlockCols * sizeof(uint16_t);
+// c [m rounded up to 32][panels * 16], overwritten; reads rows up to the same multiple of 32.
+using Bf16Product = void (*)(const PackedShape& shape, const uint8_t* panels_data, int panels,
+                             const Bf16Operand& a, int m, uint8_t* scratch, float* c);
+
+struct LinearKernels {
+  Int8Product int8[kNumDTypes];  // null for the float types
+  F32Product f32[kNumDTypes];    // null for the quantized types
+  Bf16Product bf16;              // null: no such unit here; int8 (f32 for BF16 weights) serves
+
+  void (*quantize)(const float* x, int64_t blocks, Q8Block* out);  // x [blocks * 32]
+  void (*to_bf16)(const float* x, int64_t n, uint16_t* out);
+  float (*sum_squares)(const float* x, int64_t n);
+  void (*scale)(const float* x, const float* weight, float factor, int64_t n, float* out);
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
+};
+
+const LinearKernels& ScalarLinearKernels();
+#if defined(__x86_64__)
+const LinearKernels& Avx2LinearKernels();
+const LinearKernels& AvxVnniLinearKernels();
+const LinearKernels& Avx512LinearKernels();
+// The Avx512 table with the tile product.
+const LinearKernels& AmxLinearKernels();
+#endif
+
+}  // namespace shoal

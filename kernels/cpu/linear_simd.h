@@ -1,0 +1,667 @@
+// Panel products written once for every vector instruction set.
+//
+// An ISA file defines `Isa` in an anonymous namespace and includes this file inside the same
+// namespace. Nothing here has external linkage or calls library code, so no function compiled for
+// one instruction set can be linked into another's path. `Isa` gives:
+//   kLanes               32-bit lanes of a vector (16, 8 or 4)
+//   kTileRows            most rows whose accumulators stay in registers
+//   kSignedShift         signed weights are stored + 2^kSignedShift (0: the dot product takes them
+//   as they are) I, F                 integer and float vectors Load, Store, Set8, Set32, And, Or,
+//   Add32, Sub8, Shr16<n>, Shl16<n>, Shr32, Shl32, ToFloat Broadcast, LoadF, StoreF, Zero, ZeroI,
+//   Mul, Fma LoadHalf, WidenU8, WidenI8, WidenU16 (kLanes values to 32 bits), MxScale, HalfPairs,
+//   Pair AddHi<v>             adds v to the bytes whose bit is set Signed, Lookup       signed
+//   weights to the dot product's form, a table of 16 bytes Dot<kind, n>         sums of n lines (4
+//   or 8) with 4 n activations
+
+// The range of a weight code, which decides how many products fit in 16 bits where that matters.
+enum class Kind { kU2, kU3, kU4, kU5, kU6, kS8 };
+
+using I = Isa::I;
+using F = Isa::F;
+constexpr int kLanes = Isa::kLanes;
+constexpr int kParts = kPanelRows / kLanes;  // vectors of one panel's line
+constexpr int kPartBytes = 4 * kLanes;
+
+// 32 columns of kLanes rows, ready for dot products: group g of 4 columns is line[g].
+struct Sub {
+  I line[8];
+  F scale[2];
+  F bias[2];
+};
+
+inline __attribute__((always_inline)) void UnpackNib(const uint8_t* p, I line[8]) {
+  const I mask = Isa::Set8(15);
+  for (int j = 0; j < 4; ++j) {
+    const I x = Isa::Load(p + 64 * j);
+    line[j] = Isa::And(x, mask);
+    line[4 + j] = Isa::And(Isa::template Shr16<4>(x), mask);
+  }
+}
+
+// line[g] of the 2-bit plane, moved to bits kAt, kAt + 1.
+template <int kAt>
+inline __attribute__((always_inline)) void UnpackTwo(const uint8_t* p, I two[8]) {
+  const I mask = Isa::Set8(static_cast<int8_t>(3 << kAt));
+  for (int h = 0; h < 2; ++h) {
+    const I x = Isa::Load(p + 64 * h);
+    if constexpr (kAt == 0) {
+      two[4 * h] = Isa::And(x, mask);
+      two[4 * h + 1] = Isa::And(Isa::template Shr16<2>(x), mask);
+      two[4 * h + 2] = Isa::And(Isa::template Shr16<4>(x), mask);
+      two[4 * h + 3] = Isa::And(Isa::template Shr16<6>(x), mask);
+    } else {
+      two[4 * h] = Isa::And(Isa::template Shl16<4>(x), mask);
+      two[4 * h + 1] = Isa::And(Isa::template Shl16<2>(x), mask);
+      two[4 * h + 2] = Isa::And(x, mask);
+      two[4 * h + 3] = Isa::And(Isa::template Shr16<2>(x), mask);
+    }
+  }
+}
+
+template <int kValue>
+inline __attribute__((always_inline)) void AddHi(const uint8_t* p, int part, I line[8]) {
+  for (int g = 0; g < 8; ++g) line[g] = Isa::template AddHi<kValue>(line[g], p + 8 * g, part);
+}
+
+// ---- Formats. p: a packed header or the planes of a sub-block; part: which lanes.
+
+// Blocks of 32 with an f16 scale and perhaps an f16 minimum.
+template <Kind kKindOf, int kOffsetShift, bool kMin, bool kFifth>
+struct Simple {
+  static constexpr Kind kKind = kKindOf;
+  static constexpr int kSubs = 1, kScales = 1, kShift = kOffsetShift;
+  static constexpr bool kBias = kMin;
+  static constexpr int kHeaderBytes = kMin ? 64 : 32;
+  static constexpr int kSubBytes = kKind == Kind::kS8 ? 512 : 256 + (kFifth ? 64 : 0);
+  struct Head {
+    F d, m;
+  };
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
+    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
+    if constexpr (kMin) h->m = Isa::LoadHalf(p + 32 + 2 * kLanes * part);
+  }
+  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int,
+                                                         int part, Sub* sub) {
+    if constexpr (kKind == Kind::kS8) {
+      for (int g = 0; g < 8; ++g) {
+        sub->line[g] = Isa::Signed(Isa::Load(p + 64 * g + kPartBytes * part));
+      }
+    } else {
+      UnpackNib(p + kPartBytes * part, sub->line);
+      if constexpr (kFifth) AddHi<16>(p + 256, part, sub->line);
+    }
+    sub->scale[0] = h.d;
+    if constexpr (kMin) sub->bias[0] = h.m;
+  }
+};
+using FmtQ4_0 = Simple<Kind::kU4, 3, false, false>;
+using FmtQ4_1 = Simple<Kind::kU4, 0, true, false>;
+using FmtQ5_0 = Simple<Kind::kU5, 4, false, true>;
+using FmtQ5_1 = Simple<Kind::kU5, 0, true, true>;
+using FmtQ8_0 = Simple<Kind::kS8, Isa::kSignedShift, false, false>;
+
+inline __attribute__((always_inline)) void LookupLines(const int8_t* levels, const uint8_t* p,
+                                                       I line[8]) {
+  const I table = Isa::Signed(Isa::Table(levels));
+  UnpackNib(p, line);
+  for (int g = 0; g < 8; ++g) line[g] = Isa::Lookup(table, line[g]);
+}
+
+struct FmtIQ4_NL {
+  static constexpr Kind kKind = Kind::kS8;
+  static constexpr int kSubs = 1, kScales = 1, kShift = Isa::kSignedShift;
+  static constexpr bool kBias = false;
+  static constexpr int kHeaderBytes = 32, kSubBytes = 256;
+  struct Head {
+    F d;
+  };
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
+    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
+  }
+  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int,
+                                                         int part, Sub* sub) {
+    LookupLines(kLevelsIq4, p + kPartBytes * part, sub->line);
+    sub->scale[0] = h.d;
+  }
+};
+
+struct FmtMXFP4 {
+  static constexpr Kind kKind = Kind::kS8;
+  static constexpr int kSubs = 1, kScales = 1, kShift = Isa::kSignedShift;
+  static constexpr bool kBias = false;
+  static constexpr int kHeaderBytes = 16, kSubBytes = 256;
+  struct Head {
+    F d;
+  };
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
+    h->d = Isa::MxScale(p + kLanes * part);
+  }
+  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int,
+                                                         int part, Sub* sub) {
+    LookupLines(kLevelsMxfp4, p + kPartBytes * part, sub->line);
+    sub->scale[0] = h.d;
+  }
+};
+
+struct FmtIQ4_XS {
+  static constexpr Kind kKind = Kind::kS8;
+  static constexpr int kSubs = 8, kScales = 1, kShift = Isa::kSignedShift;
+  static constexpr bool kBias = false;
+  static constexpr int kHeaderBytes = 128, kSubBytes = 256;
+  struct Head {
+    F d;
+    I high;              // scales_h of each lane
+    const uint8_t* low;  // scales_l
+  };
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
+    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
+    h->high = Isa::WidenU16(p + 32 + 2 * kLanes * part);
+    h->low = p + 64 + kLanes * part;
+  }
+  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
+                                                         int part, Sub* sub) {
+    LookupLines(kLevelsIq4, p + kPartBytes * part, sub->line);
+    const I low =
+        Isa::And(Isa::Shr32(Isa::WidenU8(h.low + 16 * (s / 2)), 4 * (s % 2)), Isa::Set32(15));
+    const I high = Isa::And(Isa::Shl32(Isa::Shr32(h.high, 2 * s), 4), Isa::Set32(0x30));
+    sub->scale[0] = Isa::Mul(h.d, Isa::ToFloat(Isa::Add32(Isa::Or(low, high), Isa::Set32(-32))));
+  }
+};
+
+// Q4_K and Q5_K: 6-bit scales and minimums of 8 sub-blocks in 12 bytes a row; 4 bytes of 16 rows
+// are a line.
+template <bool kFifth>
+struct ScaleMinK {
+  static constexpr Kind kKind = kFifth ? Kind::kU5 : Kind::kU4;
+  static constexpr int kSubs = 8, kScales = 1, kShift = 0;
+  static constexpr bool kBias = true;
+  static constexpr int kHeaderBytes = 256, kSubBytes = 256 + (kFifth ? 64 : 0);
+  struct Head {
+    F d, neg_dmin;
+    alignas(64) uint8_t scale[8 * kPanelRows], min[8 * kPanelRows];  // [sub-block][lane]
+  };
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
+    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
+    h->neg_dmin = Isa::Mul(Isa::LoadHalf(p + 32 + 2 * kLanes * part), Isa::Broadcast(-1.0f));
+    const I six = Isa::Set8(63), four = Isa::Set8(15), high = Isa::Set8(0x30);
+    for (int i = 0; i < 64; i += kPartBytes) {
+      const I a = Isa::Load(p + 64 + i), b = Isa::Load(p + 128 + i), c = Isa::Load(p + 192 + i);
+      Isa::Store(h->scale + i, Isa::And(a, six));
+      Isa::Store(h->min + i, Isa::And(b, six));
+      Isa::Store(h->scale + 64 + i,
+                 Isa::Or(Isa::And(c, four), Isa::And(Isa::template Shr16<2>(a), high)));
+      Isa::Store(h->min + 64 + i, Isa::Or(Isa::And(Isa::template Shr16<4>(c), four),
+                                          Isa::And(Isa::template Shr16<2>(b), high)));
+    }
+  }
+  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
+                                                         int part, Sub* sub) {
+    UnpackNib(p + kPartBytes * part, sub->line);
+    if constexpr (kFifth) AddHi<16>(p + 256, part, sub->line);
+    const int at = 16 * s + kLanes * part;
+    sub->scale[0] = Isa::Mul(h.d, Isa::ToFloat(Isa::WidenU8(h.scale + at)));
+    sub->bias[0] = Isa::Mul(h.neg_dmin, Isa::ToFloat(Isa::WidenU8(h.min + at)));
+  }
+};
+using FmtQ4_K = ScaleMinK<false>;
+using FmtQ5_K = ScaleMinK<true>;
+
+struct FmtQ6_K {
+  static constexpr Kind kKind = Kind::kU6;
+  static constexpr int kSubs = 8, kScales = 2, kShift = 5;
+  static constexpr bool kBias = false;
+  static constexpr int kHeaderBytes = 288, kSubBytes = 384;
+  struct Head {
+    F d;
+    const uint8_t* scales;
+  };
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
+    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
+    h->scales = p + 32 + kLanes * part;
+  }
+  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
+                                                         int part, Sub* sub) {
+    I two[8];
+    UnpackNib(p + kPartBytes * part, sub->line);
+    UnpackTwo<4>(p + 256 + kPartBytes * part, two);
+    for (int g = 0; g < 8; ++g) sub->line[g] = Isa::Or(sub->line[g], two[g]);
+    for (int i = 0; i < 2; ++i) {
+      sub->scale[i] = Isa::Mul(h.d, Isa::ToFloat(Isa::WidenI8(h.scales + 16 * (2 * s + i))));
+    }
+  }
+};
+
+struct FmtQ2_K {
+  static constexpr Kind kKind = Kind::kU2;
+  static constexpr int kSubs = 8, kScales = 2, kShift = 0;
+  static constexpr bool kBias = true;
+  static constexpr int kHeaderBytes = 320, kSubBytes = 128;
+  struct Head {
+    F d, neg_dmin;
+    const uint8_t* scales;
+  };
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
+    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
+    h->neg_dmin = Isa::Mul(Isa::LoadHalf(p + 32 + 2 * kLanes * part), Isa::Broadcast(-1.0f));
+    h->scales = p + 64 + kLanes * part;
+  }
+  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
+                                                         int part, Sub* sub) {
+    UnpackTwo<0>(p + kPartBytes * part, sub->line);
+    for (int i = 0; i < 2; ++i) {
+      const I b = Isa::WidenU8(h.scales + 16 * (2 * s + i));
+      sub->scale[i] = Isa::Mul(h.d, Isa::ToFloat(Isa::And(b, Isa::Set32(15))));
+      sub->bias[i] = Isa::Mul(h.neg_dmin, Isa::ToFloat(Isa::Shr32(b, 4)));
+    }
+  }
+};
+
+struct FmtQ3_K {
+  static constexpr Kind kKind = Kind::kU3;
+  static constexpr int kSubs = 8, kScales = 2, kShift = 2;
+  static constexpr bool kBias = false;
+  static constexpr int kHeaderBytes = 224, kSubBytes = 192;
+  struct Head {
+    F d;
+    alignas(64) uint8_t scale[16 * kPanelRows];  // [16-element run][lane], signed
+  };
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
+    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
+    const I four = Isa::Set8(15), high = Isa::Set8(0x30), offset = Isa::Set8(32);
+    for (int i = 0; i < 64; i += kPartBytes) {
+      const I a = Isa::Load(p + 32 + i), b = Isa::Load(p + 96 + i), c = Isa::Load(p + 160 + i);
+      const I h0 = Isa::And(Isa::template Shl16<4>(c), high);
+      const I h1 = Isa::And(Isa::template Shl16<2>(c), high);
+      const I h2 = Isa::And(c, high);
+      const I h3 = Isa::And(Isa::template Shr16<2>(c), high);
+      const I a1 = Isa::And(Isa::template Shr16<4>(a), four);
+      const I b1 = Isa::And(Isa::template Shr16<4>(b), four);
+      Isa::Store(h->scale + i, Isa::Sub8(Isa::Or(Isa::And(a, four), h0), offset));
+      Isa::Store(h->scale + 64 + i, Isa::Sub8(Isa::Or(Isa::And(b, four), h1), offset));
+      Isa::Store(h->scale + 128 + i, Isa::Sub8(Isa::Or(a1, h2), offset));
+      Isa::Store(h->scale + 192 + i, Isa::Sub8(Isa::Or(b1, h3), offset));
+    }
+  }
+  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
+                                                         int part, Sub* sub) {
+    UnpackTwo<0>(p + kPartBytes * part, sub->line);
+    AddHi<4>(p + 128, part, sub->line);
+    for (int i = 0; i < 2; ++i) {
+      const uint8_t* at = h.scale + 16 * (2 * s + i) + kLanes * part;
+      sub->scale[i] = Isa::Mul(h.d, Isa::ToFloat(Isa::WidenI8(at)));
+    }
+  }
+};
+
+// ---- The product with int8 activations.
+
+// Dot products of unsigned codes start at -(offset * sum of activations), so that they come out
+// exact.
+template <int kShift>
+inline __attribute__((always_inline)) I Start(int32_t neg_sum) {
+  if constexpr (kShift == 0) return Isa::ZeroI();
+  return Isa::Shl32(Isa::Set32(neg_sum), kShift);
+}
+
+template <class Fmt>
+inline __attribute__((always_inline)) F AddRow(const Sub& sub, const Q8Block& a, F acc) {
+  if constexpr (Fmt::kScales == 1) {
+    const I sum = Isa::template Dot<Fmt::kKind, 8>(sub.line, a.q, Start<Fmt::kShift>(a.neg_sum));
+    acc = Isa::Fma(Isa::ToFloat(sum), Isa::Mul(sub.scale[0], Isa::Broadcast(a.scale)), acc);
+    if constexpr (Fmt::kBias) acc = Isa::Fma(sub.bias[0], Isa::Broadcast(a.sum), acc);
+  } else {
+    const I low =
+        Isa::template Dot<Fmt::kKind, 4>(sub.line, a.q, Start<Fmt::kShift>(a.neg_half_sum[0]));
+    const I high = Isa::template Dot<Fmt::kKind, 4>(sub.line + 4, a.q + 16,
+                                                    Start<Fmt::kShift>(a.neg_half_sum[1]));
+    const F both =
+        Isa::Fma(Isa::ToFloat(high), sub.scale[1], Isa::Mul(Isa::ToFloat(low), sub.scale[0]));
+    acc = Isa::Fma(both, Isa::Broadcast(a.scale), acc);
+    if constexpr (Fmt::kBias) {
+      acc = Isa::Fma(sub.bias[0], Isa::Broadcast(a.half_sum[0]), acc);
+      acc = Isa::Fma(sub.bias[1], Isa::Broadcast(a.half_sum[1]), acc);
+    }
+  }
+  return acc;
+}
+
+// How far ahead of the weights being multiplied the next ones are asked for: the hardware's own
+// prefetch stops at page boundaries and starts late in each.
+constexpr int kPrefetchBytes = 4096;
+
+template <class Fmt, int M>
+void ProductRows(const PackedShape& shape, const uint8_t* panel, const Q8Block* const* rows,
+                 float* tile) {
+  F acc[M][kParts];
+  for (int m = 0; m < M; ++m) {
+    for (int part = 0; part < kParts; ++part) acc[m][part] = Isa::Zero();
+  }
+  const uint8_t* p = panel;
+  const int64_t subs = shape.cols / 32;
+  int s = Fmt::kSubs > 1 ? shape.lead : 0;
+  typename Fmt::Head heads[kParts];
+  for (int64_t i = 0; i < subs;) {
+    for (int part = 0; part < kParts; ++part) Fmt::Header(p, part, &heads[part]);
+    p += Fmt::kHeaderBytes;
+    for (; s < Fmt::kSubs && i < subs; ++s, ++i) {
+      for (int line = 0; line < Fmt::kSubBytes + (Fmt::kSubs == 1 ? Fmt::kHeaderBytes : 0);
+           line += 64) {
+        __builtin_prefetch(p + kPrefetchBytes + line);
+      }
+      for (int part = 0; part < kParts; ++part) {
+        Sub sub;
+        Fmt::Load(heads[part], p, s, part, &sub);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) acc[m][part] = AddRow<Fmt>(sub, rows[m][i], acc[m][part]);
+      }
+      p += Fmt::kSubBytes;
+    }
+    s = 0;
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int part = 0; part < kParts; ++part)
+      Isa::StoreF(tile + 16 * m + kLanes * part, acc[m][part]);
+  }
+}
+
+template <class Fmt>
+void Product(const PackedShape& shape, const uint8_t* panel, const Q8Block* const* rows, int m,
+             float* tile) {
+  while (m > 0) {
+    const int n = m < Isa::kTileRows ? m : Isa::kTileRows;
+    switch (n) {
+      case 1:
+        ProductRows<Fmt, 1>(shape, panel, rows, tile);
+        break;
+      case 2:
+        ProductRows<Fmt, 2>(shape, panel, rows, tile);
+        break;
+      case 3:
+        ProductRows<Fmt, 3>(shape, panel, rows, tile);
+        break;
+      case 4:
+        ProductRows<Fmt, 4>(shape, panel, rows, tile);
+        break;
+      default:
+        if constexpr (Isa::kTileRows > 4) {
+          switch (n) {
+            case 5:
+              ProductRows<Fmt, 5>(shape, panel, rows, tile);
+              break;
+            case 6:
+              ProductRows<Fmt, 6>(shape, panel, rows, tile);
+              break;
+            case 7:
+              ProductRows<Fmt, 7>(shape, panel, rows, tile);
+              break;
+            default:
+              ProductRows<Fmt, 8>(shape, panel, rows, tile);
+              break;
+          }
+        }
+    }
+    m -= n;
+    rows += n;
+    tile += 16 * n;
+  }
+}
+
+// ---- The products with f32 activations.
+
+template <int M>
+void ProductF32Rows(int64_t cols, const uint8_t* panel, const float* const* rows, float* tile) {
+  F acc[M][kParts];
+  for (int m = 0; m < M; ++m) {
+    for (int part = 0; part < kParts; ++part) acc[m][part] = Isa::Zero();
+  }
+  const float* w = reinterpret_cast<const float*>(panel);
+  for (int64_t k = 0; k < cols; ++k, w += kPanelRows) {
+    __builtin_prefetch(reinterpret_cast<const uint8_t*>(w) + kPrefetchBytes);
+    for (int part = 0; part < kParts; ++part) {
+      const F x = Isa::LoadF(w + kLanes * part);
+      for (int m = 0; m < M; ++m)
+        acc[m][part] = Isa::Fma(x, Isa::Broadcast(rows[m][k]), acc[m][part]);
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int part = 0; part < kParts; ++part)
+      Isa::StoreF(tile + 16 * m + kLanes * part, acc[m][part]);
+  }
+}
+
+template <int M>
+void ProductBf16Rows(int64_t cols, const uint8_t* panel, const float* const* rows, float* tile) {
+  F acc[M][kParts];
+  for (int m = 0; m < M; ++m) {
+    for (int part = 0; part < kParts; ++part) acc[m][part] = Isa::Zero();
+  }
+  for (int64_t k = 0; k < cols; k += 2, panel += 64) {
+    __builtin_prefetch(panel + kPrefetchBytes);
+    for (int part = 0; part < kParts; ++part) {
+      const I both = Isa::Load(panel + kPartBytes * part);
+      const F even = Isa::AsFloat(Isa::Shl32(both, 16));
+      const F odd = Isa::AsFloat(Isa::And(both, Isa::Set32(static_cast<int32_t>(0xffff0000u))));
+      for (int m = 0; m < M; ++m) {
+        acc[m][part] = Isa::Fma(even, Isa::Broadcast(rows[m][k]), acc[m][part]);
+        acc[m][part] = Isa::Fma(odd, Isa::Broadcast(rows[m][k + 1]), acc[m][part]);
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int part = 0; part < kParts; ++part)
+      Isa::StoreF(tile + 16 * m + kLanes * part, acc[m][part]);
+  }
+}
+
+// F16 lines are widened as they lie, two columns of a row side by side, and meet a pair of
+// activations; even and odd columns are added at the end.
+template <int M>
+void ProductF16Rows(int64_t cols, const uint8_t* panel, const float* const* rows, float* tile) {
+  constexpr int kVectors = 32 / kLanes;
+  F acc[M][kVectors];
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = Isa::Zero();
+  }
+  for (int64_t k = 0; k < cols; k += 2, panel += 64) {
+    __builtin_prefetch(panel + kPrefetchBytes);
+    F w[kVectors];
+    for (int v = 0; v < kVectors; ++v) w[v] = Isa::LoadHalf(panel + 2 * kLanes * v);
+    for (int m = 0; m < M; ++m) {
+      const F a = Isa::Pair(rows[m] + k);
+      for (int v = 0; v < kVectors; ++v) acc[m][v] = Isa::Fma(w[v], a, acc[m][v]);
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    alignas(64) float both[32];
+    for (int v = 0; v < kVectors; ++v) Isa::StoreF(both + kLanes * v, acc[m][v]);
+    for (int r = 0; r < kPanelRows; ++r) tile[16 * m + r] = both[2 * r] + both[2 * r + 1];
+  }
+}
+
+template <DType kType, int M>
+void FloatRows(int64_t cols, const uint8_t* panel, const float* const* rows, float* tile) {
+  if constexpr (kType == DType::kF32) ProductF32Rows<M>(cols, panel, rows, tile);
+  if constexpr (kType == DType::kF16) ProductF16Rows<M>(cols, panel, rows, tile);
+  if constexpr (kType == DType::kBF16) ProductBf16Rows<M>(cols, panel, rows, tile);
+}
+
+template <DType kType>
+void FloatProduct(const PackedShape& shape, const uint8_t* panel, const float* const* rows, int m,
+                  float* tile) {
+  constexpr int kMost = kType == DType::kF16 && kLanes < 16 ? 2 : Isa::kTileRows;
+  while (m > 0) {
+    const int n = m < kMost ? m : kMost;
+    switch (n) {
+      case 1:
+        FloatRows<kType, 1>(shape.cols, panel, rows, tile);
+        break;
+      case 2:
+        FloatRows<kType, 2>(shape.cols, panel, rows, tile);
+        break;
+      case 3:
+        FloatRows<kType, 3>(shape.cols, panel, rows, tile);
+        break;
+      case 4:
+        FloatRows<kType, 4>(shape.cols, panel, rows, tile);
+        break;
+      default:
+        if constexpr (kMost > 4) {
+          switch (n) {
+            case 5:
+              FloatRows<kType, 5>(shape.cols, panel, rows, tile);
+              break;
+            case 6:
+              FloatRows<kType, 6>(shape.cols, panel, rows, tile);
+              break;
+            case 7:
+              FloatRows<kType, 7>(shape.cols, panel, rows, tile);
+              break;
+            default:
+              FloatRows<kType, 8>(shape.cols, panel, rows, tile);
+              break;
+          }
+        }
+    }
+    m -= n;
+    rows += n;
+    tile += 16 * n;
+  }
+}
+
+// ---- Activations.
+
+void Quantize(const float* x, int64_t blocks, Q8Block* out) {
+  constexpr int kVectors = 32 / kLanes;
+  for (int64_t b = 0; b < blocks; ++b, x += 32, ++out) {
+    F v[kVectors];
+    F most = Isa::Zero();
+    for (int i = 0; i < kVectors; ++i) {
+      v[i] = Isa::LoadF(x + kLanes * i);
+      most = Isa::Max(most, Isa::Abs(v[i]));
+    }
+    const float extreme = Isa::MaxLane(most);
+    // Below this the reciprocal would overflow; such a block is zero beside anything a model
+    // computes.
+    const bool zero = !(extreme > 1e-30f);
+    const float scale = zero ? 0 : extreme / 127;
+    const F inverse = Isa::Broadcast(zero ? 0 : 127 / extreme);
+    for (int i = 0; i < kVectors; ++i) Isa::StoreInt8(out->q + kLanes * i, Isa::Mul(v[i], inverse));
+    int32_t sum[2] = {0, 0};
+    for (int i = 0; i < 16; ++i) {
+      sum[0] += out->q[i];
+      sum[1] += out->q[16 + i];
+    }
+    out->scale = scale;
+    out->sum = scale * static_cast<float>(sum[0] + sum[1]);
+    out->neg_sum = -(sum[0] + sum[1]);
+    for (int i = 0; i < 2; ++i) {
+      out->half_sum[i] = scale * static_cast<float>(sum[i]);
+      out->neg_half_sum[i] = -sum[i];
+    }
+    out->unused = 0;
+  }
+}
+
+float SumSquares(const float* x, int64_t n) {
+  F acc[4] = {Isa::Zero(), Isa::Zero(), Isa::Zero(), Isa::Zero()};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    for (int j = 0; j < 4; ++j) {
+      const F v = Isa::LoadF(x + i + kLanes * j);
+      acc[j] = Isa::Fma(v, v, acc[j]);
+    }
+  }
+  alignas(64) float lanes[4 * kLanes];
+  for (int j = 0; j < 4; ++j) Isa::StoreF(lanes + kLanes * j, acc[j]);
+  float sum = 0;
+  for (int j = 0; j < 4 * kLanes; ++j) sum += lanes[j];
+  for (; i < n; ++i) sum += x[i] * x[i];
+  return sum;
+}
+
+void Scale(const float* x, const float* weight, float factor, int64_t n, float* out) {
+  const F f = Isa::Broadcast(factor);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Isa::StoreF(out + i, Isa::Mul(Isa::Mul(Isa::LoadF(x + i), f), Isa::LoadF(weight + i)));
+  }
+  for (; i < n; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+// e^x for x in [-87, 88]: 2^n * p(r), x = n ln 2 + r, |r| <= ln 2 / 2; degree 6, relative error
+// under 2e-7.
+inline __attribute__((always_inline)) F Exp(F x) {
+  x = Isa::Max(Isa::Min(x, Isa::Broadcast(88.0f)), Isa::Broadcast(-87.0f));
+  const F n = Isa::Round(Isa::Mul(x, Isa::Broadcast(1.44269504f)));
+  F r = Isa::Fma(n, Isa::Broadcast(-0.693359375f), x);
+  r = Isa::Fma(n, Isa::Broadcast(2.12194440e-4f), r);
+  F p = Isa::Broadcast(1.0f / 720);
+  p = Isa::Fma(p, r, Isa::Broadcast(1.0f / 120));
+  p = Isa::Fma(p, r, Isa::Broadcast(1.0f / 24));
+  p = Isa::Fma(p, r, Isa::Broadcast(1.0f / 6));
+  p = Isa::Fma(p, r, Isa::Broadcast(0.5f));
+  p = Isa::Fma(p, r, Isa::Broadcast(1.0f));
+  p = Isa::Fma(p, r, Isa::Broadcast(1.0f));
+  const I power = Isa::Shl32(Isa::Add32(Isa::ToInt(n), Isa::Set32(127)), 23);
+  return Isa::Mul(p, Isa::AsFloat(power));
+}
+
+void SwiGlu(const float* gate, const float* up, int64_t n, float* out) {
+  const F one = Isa::Broadcast(1.0f), minus = Isa::Broadcast(-1.0f);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const F g = Isa::LoadF(gate + i);
+    const F silu = Isa::Div(g, Isa::Fma(one, one, Exp(Isa::Mul(g, minus))));
+    Isa::StoreF(out + i, Isa::Mul(silu, Isa::LoadF(up + i)));
+  }
+  if (i == n) return;
+  // The rest goes through the same code: a value must not depend on where its column stands.
+  alignas(64) float g[kLanes] = {}, u[kLanes] = {}, o[kLanes];
+  for (int64_t j = i; j < n; ++j) {
+    g[j - i] = gate[j];
+    u[j - i] = up[j];
+  }
+  const F v = Isa::LoadF(g);
+  const F silu = Isa::Div(v, Isa::Fma(one, one, Exp(Isa::Mul(v, minus))));
+  Isa::StoreF(o, Isa::Mul(silu, Isa::LoadF(u)));
+  for (int64_t j = i; j < n; ++j) out[j] = o[j - i];
+}
+
+// Round to nearest even. No NaN comes out of NaN with a mantissa of ones only; activations hold
+// none.
+void ToBf16(const float* x, int64_t n, uint16_t* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    union {
+      float f;
+      uint32_t u;
+    } v{x[i]};
+    out[i] = static_cast<uint16_t>((v.u + 0x7fff + ((v.u >> 16) & 1)) >> 16);
+  }
+}
+
+constexpr LinearKernels MakeTable() {
+  LinearKernels k = {};
+  k.int8[static_cast<int>(DType::kQ4_0)] = Product<FmtQ4_0>;
+  k.int8[static_cast<int>(DType::kQ4_1)] = Product<FmtQ4_1>;
+  k.int8[static_cast<int>(DType::kQ5_0)] = Product<FmtQ5_0>;
+  k.int8[static_cast<int>(DType::kQ5_1)] = Product<FmtQ5_1>;
+  k.int8[static_cast<int>(DType::kQ8_0)] = Product<FmtQ8_0>;
+  k.int8[static_cast<int>(DType::kQ2_K)] = Product<FmtQ2_K>;
+  k.int8[static_cast<int>(DType::kQ3_K)] = Product<FmtQ3_K>;
+  k.int8[static_cast<int>(DType::kQ4_K)] = Product<FmtQ4_K>;
+  k.int8[static_cast<int>(DType::kQ5_K)] = Product<FmtQ5_K>;
+  k.int8[static_cast<int>(DType::kQ6_K)] = Product<FmtQ6_K>;
+  k.int8[static_cast<int>(DType::kIQ4_NL)] = Product<FmtIQ4_NL>;
+  k.int8[static_cast<int>(DType::kIQ4_XS)] = Product<FmtIQ4_XS>;
+  k.int8[static_cast<int>(DType::kMXFP4)] = Product<FmtMXFP4>;
+  k.f32[static_cast<int>(DType::kF32)] = FloatProduct<DType::kF32>;
+  k.f32[static_cast<int>(DType::kF16)] = FloatProduct<DType::kF16>;
+  k.f32[static_cast<int>(DType::kBF16)] = FloatProduct<DType::kBF16>;
+  k.bf16 = nullptr;
+  k.quantize = Quantize;
+  k.to_bf16 = ToBf16;
+  k.sum_squares = SumSquares;
+  k.scale = Scale;
+  k.swiglu = SwiGlu;
+  return k;
+}
