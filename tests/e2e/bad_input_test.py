@@ -77,7 +77,7 @@ class BadInputTest(harness.TestCase):
 
     def test_usage(self):
         for args in (['-c', '0'], ['-c', 'many'], ['--tp', '99'], ['--tp', '0'], ['--pp', '99'], ['--split', '1,0'],
-                     ['--split', '1,x'], ['--split', '1,-1'], ['--temp', '-1'], ['--top-p', '2'], ['-t', '0'],
+                     ['--split', '1,x'], ['--split', '1,-1'], ['--temp', '-1'], ['--top-p', '2'], ['-t', '-1'],
                      ['--no-such-flag']):
             with self.subTest(args=args):
                 self.refused(USAGE, '-m', DEMO_MODEL, '-p', 'x', '-n', 1, *args, names=args[0].lstrip('-'))
