@@ -59,8 +59,9 @@ absl::Status WeightStreamer::Init() {
   auto allocate = [](int64_t bytes, Buffer* out) {
     if (bytes == 0) return absl::OkStatus();
     absl::StatusOr<Buffer> buffer = Buffer::Allocate(std::max(bytes, kIoAlignment * 512));
-    if (buffer.ok()) *out = *std::move(buffer);
-    return buffer.status();
+    if (!buffer.ok()) return buffer.status();
+    *out = *std::move(buffer);
+    return absl::OkStatus();
   };
   absl::Status s = allocate(resident, &resident_);
   if (streamed_max > 0) s.Update(allocate(RoundDown(options_.ring_bytes), &ring_memory_));

@@ -33,7 +33,6 @@ enum GgufType : uint32_t {
   kI64,
   kF64,
 };
-constexpr std::array<int, 13> kGgufTypeBytes = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 
 // Tensor types of ggml that are not read here, to name them in the refusal.
 const char* UnsupportedTensorType(uint32_t id) {
