@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -167,6 +168,19 @@ absl::Status AsyncFile::Transfer(bool write, int64_t offset, uint8_t* data, int6
 absl::Status AsyncFile::Sync() {
   if (fdatasync(fd_) == 0) return absl::OkStatus();
   return PieceError({true}, path_, errno);
+}
+
+absl::Status AsyncFile::Reserve(int64_t bytes) {
+  if (fallocate(fd_, 0, 0, bytes) == 0 || errno == EOPNOTSUPP || errno == ENOSYS) {
+    return absl::OkStatus();
+  }
+  if (errno != ENOSPC && errno != EDQUOT) return PieceError({true}, path_, errno);
+  struct statvfs fs = {};
+  fstatvfs(fd_, &fs);
+  return absl::ResourceExhaustedError(
+      absl::StrCat(path_, " needs ", bytes, " bytes, its file system has ",
+                   static_cast<int64_t>(fs.f_bavail) * static_cast<int64_t>(fs.f_frsize),
+                   " free: make room or choose another folder"));
 }
 
 std::string AsyncFile::Describe() const {

@@ -8,9 +8,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/status_macros.h"
 #include "shard/byte_reader.h"
 #include "shard/gguf.h"
-#include "kernels/status_macros.h"
+#include "shard/shard_file.h"
 
 namespace shoal {
 namespace {
@@ -64,6 +65,7 @@ absl::Status WrongKind(const Checkpoint& c, const std::string& key, const Metada
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path) {
+  if (IsDirectory(path)) return ShardDirectory::Open(path);
   SHOAL_ASSIGN_OR_RETURN(std::unique_ptr<ByteSource> file, OpenFileSource(path));
   const std::optional<SplitName> split = ParseSplitName(path);
   std::vector<std::unique_ptr<ByteSource>> parts;

@@ -50,9 +50,9 @@ class Checkpoint {
   virtual int64_t TotalBytes() const = 0;              // of all tensors' data
 };
 
-// Opens a GGUF (any part of a split one). kNotFound / kPermissionDenied for files that cannot be
-// read (exit 66), kInvalidArgument for malformed ones (exit 65), kUnimplemented for unknown tensor
-// types.
+// Opens a GGUF (any part of a split one) or a shard directory. kNotFound / kPermissionDenied for
+// files that cannot be read (exit 66), kInvalidArgument for malformed ones (exit 65),
+// kUnimplemented for unknown tensor types.
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path);
 
 // Typed metadata access with range checks; errors name the key, what was found and what was

@@ -290,7 +290,7 @@ class Builder {
       return;
     }
     for (uint64_t e = 0; e < experts; ++e) {
-      const std::string tail = "." + std::to_string(e) + ".weight";
+      const std::string tail = std::string(".") + std::to_string(e) + ".weight";
       Linear(blk + "ffn_gate" + tail, {dim, ffn});
       Linear(blk + "ffn_up" + tail, {dim, ffn});
       Linear(blk + "ffn_down" + tail, {ffn, dim});
