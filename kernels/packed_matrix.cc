@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/row_planes.h"
+#include "kernels/row_planes_inline.h"
 
 namespace shoal {
 namespace {
@@ -45,26 +46,6 @@ void GatherLines(const uint8_t* src, int lines, int lane, uint8_t* row) {
   for (int j = 0; j < lines; ++j) std::memcpy(row + 4 * j, src + 64 * j + 4 * lane, 4);
 }
 
-// REQUIRES: the hi plane of dst is zero in this lane.
-void WritePlanes(const PlaneInfo& p, const RowPlanes& row, int lane, uint8_t* dst) {
-  if (p.nib) {
-    ScatterLines(row.nib, 4, lane, dst);
-    dst += 256;
-  }
-  if (p.two) {
-    ScatterLines(row.two, 2, lane, dst);
-    dst += 128;
-  }
-  if (p.hi) {
-    for (int g = 0; g < 8; ++g) {
-      const uint32_t bits = (row.hi >> (4 * g)) & 15;
-      dst[8 * g + lane / 2] |= static_cast<uint8_t>(bits << (4 * (lane % 2)));
-    }
-    dst += 64;
-  }
-  if (p.i8) ScatterLines(row.i8, 8, lane, dst);
-}
-
 void ReadPackedPlanes(const PlaneInfo& p, const uint8_t* src, int lane, RowPlanes* row) {
   if (p.nib) {
     GatherLines(src, 4, lane, row->nib);
@@ -85,15 +66,36 @@ void ReadPackedPlanes(const PlaneInfo& p, const uint8_t* src, int lane, RowPlane
   if (p.i8) GatherLines(src, 8, lane, row->i8);
 }
 
+// Eight words of 64 bits: bit 4r + b of word g is the high bit of element 4g + b of row r.
+void WriteHi(const uint32_t hi[kPanelRows], uint8_t* dst) {
+  for (int g = 0; g < 8; ++g) {
+    uint64_t word = 0;
+    for (int lane = 0; lane < kPanelRows; ++lane) {
+      word |= uint64_t{(hi[lane] >> (4 * g)) & 15} << (4 * lane);
+    }
+    std::memcpy(dst + 8 * g, &word, 8);
+  }
+}
+
 // The types without blocks: line k of a panel holds 4 bytes of every row.
 void PackFloats(const PackedShape& shape, const uint8_t* const src[kPanelRows], uint8_t* dst) {
   const int64_t row_bytes = shape.cols * Info(shape.type).block_bytes;
-  for (int lane = 0; lane < kPanelRows; ++lane) {
-    for (int64_t at = 0; at < row_bytes; at += 4) {
-      uint32_t word = 0;
-      if (src[lane] != nullptr) std::memcpy(&word, src[lane] + at, row_bytes - at < 4 ? 2 : 4);
-      std::memcpy(dst + 16 * at + 4 * lane, &word, 4);
+  const int64_t whole = row_bytes / 4 * 4;  // an odd f16 column is paired with zero
+  constexpr int64_t kStep = 256;            // bytes of a row at a time: 16 rows of it stay in L1
+  for (int64_t begin = 0; begin < whole; begin += kStep) {
+    const int64_t end = begin + kStep < whole ? begin + kStep : whole;
+    for (int lane = 0; lane < kPanelRows; ++lane) {
+      for (int64_t at = begin; at < end; at += 4) {
+        uint32_t word = 0;
+        if (src[lane] != nullptr) std::memcpy(&word, src[lane] + at, 4);
+        std::memcpy(dst + 16 * at + 4 * lane, &word, 4);
+      }
     }
+  }
+  for (int lane = 0; lane < kPanelRows && whole < row_bytes; ++lane) {
+    uint32_t word = 0;
+    if (src[lane] != nullptr) std::memcpy(&word, src[lane] + whole, 2);
+    std::memcpy(dst + 16 * whole + 4 * lane, &word, 4);
   }
 }
 
@@ -143,22 +145,75 @@ RowSlice SourceSlice(const PackedShape& shape, int64_t col_begin) {
   return {col_begin / info.block_elems * info.block_bytes, blocks * info.block_bytes};
 }
 
-void PackPanel(const PackedShape& shape, const uint8_t* const src[kPanelRows], uint8_t* dst) {
-  if (!IsQuantized(shape.type)) return PackFloats(shape, src, dst);
-  const PlaneInfo& p = Planes(shape.type);
-  const int block_bytes = Info(shape.type).block_bytes;
-  RowPlanes planes;
+namespace {
+
+// One function for each type, so that its bit layout is a constant in the inner loop.
+template <DType kType>
+void PackBlocks(const PackedShape& shape, const uint8_t* const src[kPanelRows], uint8_t* dst) {
+  constexpr PlaneInfo p = row_planes::PlanesOf(kType);
+  // What a padding row reads; no block is larger. Zeros pack to zeros.
+  static constexpr uint8_t kZeroBlock[256] = {};
+  const uint8_t* rows[kPanelRows];
+  int64_t stride[kPanelRows];
+  for (int lane = 0; lane < kPanelRows; ++lane) {
+    rows[lane] = src[lane] != nullptr ? src[lane] : kZeroBlock;
+    stride[lane] = src[lane] != nullptr ? Info(kType).block_bytes : 0;
+  }
   ForEachSubBlock(shape, [&](int64_t header, int64_t at, int64_t index, int s, bool first) {
-    if (first) std::memset(dst + header, 0, p.header_bytes() * kPanelRows);
-    std::memset(dst + at, 0, p.sub_bytes() * kPanelRows);
+    uint32_t hi[kPanelRows];
     for (int lane = 0; lane < kPanelRows; ++lane) {
-      if (src[lane] == nullptr) continue;
-      const uint8_t* block = src[lane] + index * block_bytes;
-      if (first) WriteHeader(p, ReadHeader(shape.type, block), lane, dst + header);
-      ReadPlanes(shape.type, block, s, &planes);
-      WritePlanes(p, planes, lane, dst + at);
+      const uint8_t* block = rows[lane] + index * stride[lane];
+      if (first) WriteHeader(p, row_planes::Header(kType, block), lane, dst + header);
+      RowPlanes planes;
+      row_planes::Read(kType, block, s, &planes);
+      uint8_t* to = dst + at;
+      if (p.nib) {
+        ScatterLines(planes.nib, 4, lane, to);
+        to += 256;
+      }
+      if (p.two) ScatterLines(planes.two, 2, lane, to);
+      if (p.i8) ScatterLines(planes.i8, 8, lane, to);
+      if (p.hi) hi[lane] = planes.hi;
     }
+    if (p.hi) WriteHi(hi, dst + at + 256 * p.nib + 128 * p.two);
   });
+}
+
+}  // namespace
+
+void PackPanel(const PackedShape& shape, const uint8_t* const src[kPanelRows], uint8_t* dst) {
+  switch (shape.type) {
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16:
+      return PackFloats(shape, src, dst);
+    case DType::kQ4_0:
+      return PackBlocks<DType::kQ4_0>(shape, src, dst);
+    case DType::kQ4_1:
+      return PackBlocks<DType::kQ4_1>(shape, src, dst);
+    case DType::kQ5_0:
+      return PackBlocks<DType::kQ5_0>(shape, src, dst);
+    case DType::kQ5_1:
+      return PackBlocks<DType::kQ5_1>(shape, src, dst);
+    case DType::kQ8_0:
+      return PackBlocks<DType::kQ8_0>(shape, src, dst);
+    case DType::kQ2_K:
+      return PackBlocks<DType::kQ2_K>(shape, src, dst);
+    case DType::kQ3_K:
+      return PackBlocks<DType::kQ3_K>(shape, src, dst);
+    case DType::kQ4_K:
+      return PackBlocks<DType::kQ4_K>(shape, src, dst);
+    case DType::kQ5_K:
+      return PackBlocks<DType::kQ5_K>(shape, src, dst);
+    case DType::kQ6_K:
+      return PackBlocks<DType::kQ6_K>(shape, src, dst);
+    case DType::kIQ4_NL:
+      return PackBlocks<DType::kIQ4_NL>(shape, src, dst);
+    case DType::kIQ4_XS:
+      return PackBlocks<DType::kIQ4_XS>(shape, src, dst);
+    case DType::kMXFP4:
+      return PackBlocks<DType::kMXFP4>(shape, src, dst);
+  }
 }
 
 void DequantizePanelRow(const PackedShape& shape, const uint8_t* panel, int lane, float* out) {
