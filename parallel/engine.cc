@@ -33,8 +33,11 @@ RowLogits ToRowLogits(ShardRow&& row) {
 Engine::Engine(std::unique_ptr<Rank> rank, const EngineOptions& options)
     : rank_(std::move(rank)), options_(options), scheduler_(LimitsOf(options)) {}
 
-Engine::~Engine() {
-  if (broken_) return;
+Engine::~Engine() { Stop(); }
+
+void Engine::Stop() {
+  if (broken_ || stopped_) return;
+  stopped_ = true;
   Batch stop;
   stop.kind = Batch::Kind::kStop;
   // A peer that is gone already needs no stop.

@@ -33,7 +33,10 @@ class Engine {
       std::function<std::vector<uint64_t>(SequenceId, absl::Span<const int32_t> tokens)>;
 
   Engine(std::unique_ptr<Rank> rank, const EngineOptions& options);
-  ~Engine();  // sends the stop batch, unless an error broke the communicator
+  ~Engine();  // stops
+  // Ends the other ranks' loops, unless an error broke the communicator; nothing can be computed afterwards.
+  void Stop();
+  bool broken() const { return broken_; }
 
   absl::StatusOr<SequenceId> Submit(SequenceRequest request) {
     return scheduler_.Submit(std::move(request));
@@ -75,6 +78,7 @@ class Engine {
   std::deque<InFlight> in_flight_;
   int64_t score_step_ = 0;
   bool broken_ = false;
+  bool stopped_ = false;
 };
 
 }  // namespace shoal

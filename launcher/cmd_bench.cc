@@ -1,0 +1,318 @@
+// shoal bench: prompt and generation speed, in llama-bench's words.
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <ctime>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "fmt/format.h"
+#include "kernels/status_macros.h"
+#include "launcher/commands.h"
+#include "launcher/exit_code.h"
+#include "launcher/flags.h"
+#include "launcher/session.h"
+#include "nlohmann/json.hpp"
+
+namespace shoal {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct BenchFlags {
+  ModelFlags model;
+  std::string prompts = "512";
+  std::string generates = "128";
+  std::string depths = "0";
+  int repetitions = 5;
+  int sequences = 1;
+  std::string output = "md";
+  bool quiet = false;
+};
+
+struct Test {
+  int prompt = 0;
+  int generate = 0;
+  int depth = 0;
+};
+
+struct Result {
+  Test test;
+  std::vector<double> seconds;
+  double tokens = 0;
+
+  double AverageRate() const {
+    double sum = 0;
+    for (double s : seconds) sum += tokens / s;
+    return sum / static_cast<double>(seconds.size());
+  }
+  double RateDeviation() const {
+    if (seconds.size() < 2) return 0;
+    const double mean = AverageRate();
+    double sum = 0;
+    for (double s : seconds) sum += (tokens / s - mean) * (tokens / s - mean);
+    return std::sqrt(sum / static_cast<double>(seconds.size() - 1));
+  }
+  std::string Name() const {
+    std::string name =
+        test.prompt > 0 ? absl::StrCat("pp", test.prompt) : absl::StrCat("tg", test.generate);
+    if (test.depth > 0) absl::StrAppend(&name, " @ d", test.depth);
+    return name;
+  }
+};
+
+absl::StatusOr<std::vector<int>> ParseList(const char* flag, const std::string& text) {
+  std::vector<int> values;
+  for (absl::string_view part : absl::StrSplit(text, ',')) {
+    int v = 0;
+    if (!absl::SimpleAtoi(part, &v) || v < 0 || v > 10'000'000) {
+      return UsageError(absl::StrCat(flag, " ", text, ": '", part, "' is not a number of tokens"));
+    }
+    values.push_back(v);
+  }
+  return values;
+}
+
+absl::StatusOr<std::vector<Test>> MakeTests(const BenchFlags& f) {
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<int> prompts, ParseList("-p", f.prompts));
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<int> generates, ParseList("-n", f.generates));
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<int> depths, ParseList("-d", f.depths));
+  std::vector<Test> tests;
+  for (int d : depths) {
+    for (int p : prompts) {
+      if (p > 0) tests.push_back({p, 0, d});
+    }
+    for (int g : generates) {
+      if (g > 0) tests.push_back({0, g, d});
+    }
+  }
+  if (tests.empty()) return UsageError("nothing to measure: give -p or -n a number above 0");
+  return tests;
+}
+
+// Bytes of weights that the ranks together read for one token: everything but the embedding's other
+// rows, and of the experts only those in use.
+absl::StatusOr<int64_t> BytesPerToken(const Session& session) {
+  double bytes = 0;
+  for (const RankPlan& plan : session.engine.rank().plan().ranks) {
+    SHOAL_ASSIGN_OR_RETURN(const WeightLayout layout,
+                           MakeWeightLayout(session.checkpoint, session.config, plan));
+    for (const WeightUnit& u : layout.units) {
+      const bool tied_head = plan.last_stage && session.config.tied_embeddings;
+      if (u.kind == WeightUnit::Kind::kEmbedding && !tied_head) continue;
+      const double share =
+          u.kind == WeightUnit::Kind::kExpert
+              ? static_cast<double>(session.config.experts_used) / session.config.experts
+              : 1.0;
+      bytes += static_cast<double>(u.bytes) * share;
+    }
+  }
+  return static_cast<int64_t>(bytes);
+}
+
+// Runs sequences of `prompt` tokens that each draw `generate`, and returns the seconds from
+// `from_token` drawn tokens of every sequence to the end (0: from the start).
+absl::StatusOr<double> RunOnce(Session& session, int sequences, int prompt, int generate,
+                               int from_token) {
+  Engine& engine = session.engine;
+  std::vector<int> drawn;
+  std::vector<SequenceId> ids;
+  for (int s = 0; s < sequences; ++s) {
+    SequenceRequest r;
+    for (int i = 0; i < prompt; ++i)
+      r.tokens.push_back((i * 7919 + s * 104729 + 13) % session.config.vocab);
+    r.max_tokens = generate;
+    r.sampling.temperature = 0;
+    SHOAL_ASSIGN_OR_RETURN(const SequenceId id, engine.Submit(std::move(r)));
+    ids.push_back(id);
+    drawn.push_back(0);
+  }
+  Clock::time_point start = Clock::now();
+  int past_start = 0;
+  while (!engine.idle()) {
+    SHOAL_ASSIGN_OR_RETURN(const std::vector<TokenEvent> events, engine.Step());
+    for (const TokenEvent& e : events) {
+      if (e.has_token && ++drawn[e.id - ids[0]] == from_token && ++past_start == sequences)
+        start = Clock::now();
+    }
+  }
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+absl::StatusOr<Result> Measure(Session& session, const BenchFlags& f, const Test& t) {
+  Result result;
+  result.test = t;
+  result.tokens = static_cast<double>(t.prompt > 0 ? t.prompt : t.generate) * f.sequences;
+  for (int r = -1; r < f.repetitions; ++r) {  // the first one warms up
+    double seconds = 0;
+    if (t.prompt > 0) {
+      // The prompt after `depth` tokens: the time of both less the time of the depth alone.
+      SHOAL_ASSIGN_OR_RETURN(seconds, RunOnce(session, f.sequences, t.depth + t.prompt, 1, 0));
+      if (t.depth > 0) {
+        SHOAL_ASSIGN_OR_RETURN(const double depth, RunOnce(session, f.sequences, t.depth, 1, 0));
+        seconds -= depth;
+      }
+    } else {
+      SHOAL_ASSIGN_OR_RETURN(
+          seconds, RunOnce(session, f.sequences, std::max(1, t.depth), t.generate + 1, 1));
+    }
+    if (r >= 0) result.seconds.push_back(seconds);
+  }
+  return result;
+}
+
+nlohmann::ordered_json ToJson(const Session& session, const BenchFlags& f, const Result& r,
+                              int64_t bytes_per_token) {
+  nlohmann::ordered_json j;
+  std::vector<double> rates, nanoseconds;
+  for (double s : r.seconds) {
+    rates.push_back(r.tokens / s);
+    nanoseconds.push_back(std::round(s * 1e9));
+  }
+  double mean_ns = 0;
+  for (double ns : nanoseconds) mean_ns += ns / static_cast<double>(nanoseconds.size());
+  char when[32];
+  const std::time_t now = std::time(nullptr);
+  std::strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+  j["model_filename"] = f.model.model.empty() ? "(demo model)" : f.model.model;
+  j["model_type"] = absl::StrCat(session.config.architecture, " ", session.config.name);
+  j["model_size"] = session.checkpoint.TotalBytes();
+  j["n_batch"] = session.options.rows;
+  j["n_threads"] = session.options.cpu.threads;
+  j["type_k"] = f.model.kv_type;
+  j["type_v"] = f.model.kv_type;
+  j["backend"] = session.engine.rank().DescribeBackend();
+  j["tp"] = f.model.tp;
+  j["pp"] = f.model.pp;
+  j["ranks"] = f.model.tp * f.model.pp;
+  j["n_sequences"] = f.sequences;
+  j["n_prompt"] = r.test.prompt;
+  j["n_gen"] = r.test.generate;
+  j["n_depth"] = r.test.depth;
+  j["test_time"] = when;
+  j["avg_ns"] = std::llround(mean_ns);
+  j["avg_ts"] = r.AverageRate();
+  j["stddev_ts"] = r.RateDeviation();
+  j["samples_ns"] = nanoseconds;
+  j["samples_ts"] = rates;
+  j["model_bytes_per_token"] = bytes_per_token;
+  j["gb_per_s"] = r.test.generate > 0
+                      ? r.AverageRate() / f.sequences * static_cast<double>(bytes_per_token) / 1e9
+                      : 0.0;
+  return j;
+}
+
+void Print(const std::string& format, const std::vector<nlohmann::ordered_json>& rows,
+           const std::vector<Result>& results) {
+  if (format == "json") {
+    std::printf("%s\n", nlohmann::ordered_json(rows).dump(2).c_str());
+    return;
+  }
+  if (format == "csv") {
+    const char* columns[] = {"model_filename", "ranks",    "tp",        "pp",
+                             "n_threads",      "n_prompt", "n_gen",     "n_depth",
+                             "n_sequences",    "avg_ts",   "stddev_ts", "model_bytes_per_token",
+                             "gb_per_s"};
+    std::string head;
+    for (const char* c : columns) absl::StrAppend(&head, head.empty() ? "" : ",", c);
+    std::printf("%s\n", head.c_str());
+    for (const auto& row : rows) {
+      std::string text;
+      for (const char* c : columns) absl::StrAppend(&text, text.empty() ? "" : ",", row[c].dump());
+      std::printf("%s\n", text.c_str());
+    }
+    return;
+  }
+  std::printf(
+      "| model | size | ranks | threads | test | tokens/s | GB/s |\n| --- | ---: | ---: | ---: | "
+      "---: | ---: | ---: |\n");
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto& row = rows[i];
+    const std::string gb =
+        row["n_gen"].get<int>() > 0 ? fmt::format("{:.1f}", row["gb_per_s"].get<double>()) : "";
+    std::printf("%s\n", fmt::format("| {} | {:.2f} GB | {} | {} | {} | {:.2f} ± {:.2f} | {} |",
+                                    row["model_type"].get<std::string>(),
+                                    row["model_size"].get<double>() / 1e9, row["ranks"].get<int>(),
+                                    row["n_threads"].get<int>(), results[i].Name(),
+                                    row["avg_ts"].get<double>(), row["stddev_ts"].get<double>(), gb)
+                            .c_str());
+  }
+}
+
+absl::Status RunTests(const BenchFlags& f, const std::vector<Test>& tests, Session& session) {
+  SHOAL_ASSIGN_OR_RETURN(const int64_t bytes_per_token, BytesPerToken(session));
+  std::vector<nlohmann::ordered_json> rows;
+  std::vector<Result> results;
+  for (const Test& t : tests) {
+    SHOAL_ASSIGN_OR_RETURN(Result r, Measure(session, f, t));
+    rows.push_back(ToJson(session, f, r, bytes_per_token));
+    if (!f.quiet && isatty(STDERR_FILENO) != 0)
+      std::fprintf(stderr, "%s: %.2f tokens/s\n", r.Name().c_str(), r.AverageRate());
+    results.push_back(std::move(r));
+  }
+  Print(f.output, rows, results);
+  return absl::OkStatus();
+}
+
+int Bench(const BenchFlags& f, const CommandLine& line) {
+  absl::StatusOr<std::vector<Test>> tests = MakeTests(f);
+  if (!tests.ok()) return ReportError(tests.status());
+  if (f.repetitions < 1 || f.repetitions > 10000)
+    return ReportError(UsageError(absl::StrCat("-r ", f.repetitions, ": choose 1 to 10000")));
+  int longest = 0;
+  for (const Test& t : *tests) longest = std::max(longest, t.depth + t.prompt + t.generate + 2);
+  SessionOptions options;
+  options.argc = line.argc;
+  options.argv = line.argv;
+  options.sequences = f.sequences;
+  options.prefix_cache = false;
+  options.needs_tokenizer = false;
+  options.quiet = f.quiet;
+  options.adjust = [longest](const ModelConfig& config, EngineOptions& o) -> absl::Status {
+    if (o.context == 0) o.context = longest;
+    if (o.context < longest || longest > config.context) {
+      return UsageError(absl::StrCat("the tests need a context of ", longest, " tokens; -c is ",
+                                     o.context, " and the model was trained on ", config.context));
+    }
+    return absl::OkStatus();
+  };
+  return RunSession(
+      f.model, options, [&](Session& s) { return RunTests(f, *tests, s); },
+      [&f](const std::vector<RankReport>& reports) {
+        if (!f.quiet) std::fputs(FormatReports(reports).c_str(), stderr);
+      });
+}
+
+}  // namespace
+
+void AddBenchCommand(CLI::App& app, CommandLine& line) {
+  auto flags = std::make_shared<BenchFlags>();
+  CLI::App* bench = app.add_subcommand("bench", "prompt and generation speed");
+  AddModelFlags(*bench, flags->model);
+  bench->add_option("-p,--n-prompt", flags->prompts, "prompt lengths, such as 128,512; 0: none")
+      ->capture_default_str();
+  bench->add_option("-n,--n-gen", flags->generates, "tokens to generate; 0: none")
+      ->capture_default_str();
+  bench->add_option("-d,--n-depth", flags->depths, "tokens already in the context")
+      ->capture_default_str();
+  bench
+      ->add_option("-r,--repetitions", flags->repetitions,
+                   "runs of each test, after one that warms up")
+      ->capture_default_str();
+  bench->add_option("--parallel", flags->sequences, "sequences at once")->capture_default_str();
+  bench->add_option("-o,--output", flags->output, "md, json or csv")
+      ->check(CLI::IsMember({"md", "json", "csv"}));
+  bench->add_flag("-q,--quiet", flags->quiet, "results only");
+  bench->callback([flags, bench, &line] {
+    flags->model.context_given = bench->get_option("--ctx-size")->count() > 0;
+    line.exit_code = Bench(*flags, line);
+  });
+}
+
+}  // namespace shoal

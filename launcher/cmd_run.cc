@@ -1,0 +1,149 @@
+// shoal run: complete a prompt.
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/status_macros.h"
+#include "launcher/commands.h"
+#include "launcher/exit_code.h"
+#include "launcher/flags.h"
+#include "launcher/generate.h"
+#include "launcher/interrupt.h"
+#include "launcher/session.h"
+
+namespace shoal {
+namespace {
+
+struct RunFlags {
+  ModelFlags model;
+  SamplingParams sampling;
+  std::string prompt;
+  bool prompt_given = false;
+  std::string prompt_file;
+  int max_tokens = -1;
+  bool ignore_eos = false;
+  bool hide_prompt = false;
+  bool print_ids = false;
+  bool parse_special = false;
+  bool quiet = false;
+};
+
+constexpr size_t kMaxPromptBytes = 256u << 20;
+
+absl::StatusOr<std::string> ReadPrompt(const RunFlags& f) {
+  if (f.prompt_file.empty()) return f.prompt;
+  std::string text;
+  if (f.prompt_file == "-") {
+    text.assign(std::istreambuf_iterator<char>(std::cin), {});
+  } else {
+    std::ifstream in(f.prompt_file, std::ios::binary);
+    if (!in)
+      return absl::NotFoundError(absl::StrCat("cannot read the prompt file ", f.prompt_file));
+    text.assign(std::istreambuf_iterator<char>(in), {});
+  }
+  if (text.size() > kMaxPromptBytes) {
+    return UsageError(absl::StrCat("the prompt has ", text.size(), " bytes; at most ",
+                                   kMaxPromptBytes, " are read"));
+  }
+  // A file's last line break is not meant as part of the prompt.
+  if (!text.empty() && text.back() == '\n') text.pop_back();
+  return text;
+}
+
+absl::Status Complete(const RunFlags& f, const std::string& prompt, Session& session) {
+  const Tokenizer& tokenizer = *session.tokenizer;
+  SequenceRequest request;
+  SHOAL_ASSIGN_OR_RETURN(request.tokens,
+                         tokenizer.Encode(prompt, /*add_special=*/true, f.parse_special));
+  if (request.tokens.empty())
+    return UsageError("the prompt is empty and the model has no start token: give -p TEXT");
+  const int length = static_cast<int>(request.tokens.size());
+  if (length >= session.options.context) {
+    return UsageError(absl::StrCat(
+        "the prompt has ", length, " tokens, but the context holds ", session.options.context,
+        " and the reply needs at least one: shorten it, or raise -c (the model was trained on ",
+        session.config.context, ")"));
+  }
+  request.max_tokens = f.max_tokens < 0 ? std::numeric_limits<int>::max() : f.max_tokens;
+  request.sampling = f.sampling;
+  if (!f.ignore_eos) request.stop_tokens = tokenizer.end_of_generation_ids();
+
+  std::vector<int32_t> ids = request.tokens;
+  const auto show = [&](std::string_view text) {
+    if (f.print_ids || text.empty()) return;
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+  };
+  if (!f.hide_prompt) show(prompt);
+  Interrupt interrupt;
+  SHOAL_ASSIGN_OR_RETURN(const Generation g,
+                         Generate(session.engine, tokenizer, std::move(request), show,
+                                  [&interrupt] { return interrupt.pending(); }));
+  ids.insert(ids.end(), g.tokens.begin(), g.tokens.end());
+  if (f.print_ids) std::fputs(absl::StrJoin(ids, " ").c_str(), stdout);
+  std::fputc('\n', stdout);
+  if (std::fflush(stdout) != 0) return absl::InternalError("cannot write the text to stdout");
+  if (!f.quiet) std::fprintf(stderr, "\n%s", FormatSpeed(g).c_str());
+  if (interrupt.Take()) return WithExitCode(absl::CancelledError("interrupted"), kExitInterrupted);
+  return absl::OkStatus();
+}
+
+int Run(RunFlags& f, const CommandLine& line) {
+  if (absl::Status s = CheckSampling(f.sampling); !s.ok()) return ReportError(s);
+  if (f.max_tokens < -1)
+    return ReportError(UsageError(absl::StrCat(
+        "-n ", f.max_tokens, ": give a number of tokens, or -1 to go on until the model ends")));
+  if (!f.prompt_given && f.prompt_file.empty()) {
+    return ReportError(UsageError("nothing to complete: give -p TEXT, -f FILE or -f - for a pipe"));
+  }
+  SessionOptions options;
+  options.argc = line.argc;
+  options.argv = line.argv;
+  options.quiet = f.quiet;
+  return RunSession(
+      f.model, options,
+      [&f](Session& session) -> absl::Status {
+        SHOAL_ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(f));
+        return Complete(f, prompt, session);
+      },
+      [&f](const std::vector<RankReport>& reports) {
+        if (!f.quiet) std::fputs(FormatReports(reports).c_str(), stderr);
+      });
+}
+
+}  // namespace
+
+void AddRunCommand(CLI::App& app, CommandLine& line) {
+  auto flags = std::make_shared<RunFlags>();
+  CLI::App* run = app.add_subcommand("run", "complete a prompt");
+  AddModelFlags(*run, flags->model);
+  AddSamplingFlags(*run, flags->sampling);
+  CLI::Option* prompt = run->add_option("-p,--prompt", flags->prompt, "text to continue");
+  run->add_option("-f,--file", flags->prompt_file, "file with the prompt; - reads a pipe")
+      ->excludes(prompt);
+  run->add_option("-n,--predict,--max-tokens", flags->max_tokens,
+                  "tokens to generate; -1: until the model ends")
+      ->envname("SHOAL_PREDICT");
+  run->add_flag("--ignore-eos", flags->ignore_eos, "go on after an end token");
+  run->add_flag("--special", flags->parse_special,
+                "control tokens in the prompt, such as <|im_end|>, count as such");
+  run->add_flag("--no-display-prompt", flags->hide_prompt, "print the completion only");
+  run->add_flag("--print-ids", flags->print_ids, "print token ids in place of text");
+  run->add_flag("-q,--quiet", flags->quiet, "no statistics on stderr");
+  run->callback([flags, prompt, run, &line] {
+    flags->prompt_given = prompt->count() > 0;
+    flags->model.context_given = run->get_option("--ctx-size")->count() > 0;
+    line.exit_code = Run(*flags, line);
+  });
+}
+
+}  // namespace shoal

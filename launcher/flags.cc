@@ -1,0 +1,174 @@
+#include "launcher/flags.h"
+
+#include <cmath>
+#include <map>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "launcher/exit_code.h"
+
+namespace shoal {
+
+void AddModelFlags(CLI::App& app, ModelFlags& f) {
+  app.add_option("-m,--model", f.model,
+                 "GGUF file (any part of a split one); default: the built-in demo model")
+      ->envname("SHOAL_MODEL");
+  app.add_option("-c,--ctx-size", f.context,
+                 "context in tokens (default: the trained length, at most 4096)")
+      ->envname("SHOAL_CTX_SIZE");
+  app.add_option("-t,--threads", f.threads,
+                 "threads of each rank (default: its share of the host's cores)")
+      ->envname("SHOAL_THREADS");
+  app.add_option("--tp,--tensor-parallel-size", f.tp, "ranks that share every layer")
+      ->envname("SHOAL_TP");
+  app.add_option("--pp,--pipeline-parallel-size", f.pp,
+                 "groups of ranks that each hold a run of layers")
+      ->envname("SHOAL_PP");
+  app.add_option("--split,--tensor-split", f.split,
+                 "shares of the tensor-parallel ranks, such as 3,1")
+      ->envname("SHOAL_SPLIT");
+  app.add_option("--kv-type,--kv-cache-dtype", f.kv_type, "f32, f16 or q8_0")
+      ->envname("SHOAL_KV_TYPE");
+  app.add_option("--wire", f.wire, "how partial sums travel between ranks: f32, f16 or q8")
+      ->envname("SHOAL_WIRE");
+  app.add_option("-b,--batch-size", f.rows, "tokens computed in one step")
+      ->envname("SHOAL_BATCH_SIZE");
+  app.add_flag("--in-process", f.in_process, "ranks are threads of this process, without MPI")
+      ->envname("SHOAL_IN_PROCESS");
+  app.add_option("--hostfile", f.hostfile, "hosts to start ranks on, as mpirun reads it")
+      ->envname("SHOAL_HOSTFILE");
+  app.add_option("--host", f.hosts, "hosts to start ranks on, such as pc1:1,pc2:1")
+      ->envname("SHOAL_HOST");
+  app.add_option("--net", f.net, "network interface or subnet that the ranks talk over")
+      ->envname("SHOAL_NET");
+}
+
+namespace {
+
+absl::StatusOr<std::vector<double>> ParseSplit(const std::string& text, int tp) {
+  std::vector<double> shares;
+  if (text.empty()) return shares;
+  for (absl::string_view part : absl::StrSplit(text, ',')) {
+    double share = 0;
+    if (!absl::SimpleAtod(part, &share) || !std::isfinite(share) || share <= 0) {
+      return UsageError(absl::StrCat("--split ", text, ": '", part,
+                                     "' is not a share; give a number above 0 for each of the ", tp,
+                                     " tensor-parallel ranks, such as 3,1"));
+    }
+    shares.push_back(share);
+  }
+  if (static_cast<int>(shares.size()) != tp) {
+    return UsageError(absl::StrCat("--split ", text, " has ", shares.size(),
+                                   " shares, but --tp is ", tp,
+                                   ": give one share for each tensor-parallel rank"));
+  }
+  return shares;
+}
+
+template <typename T>
+absl::StatusOr<T> Choose(const char* flag, const std::string& value,
+                         const std::map<std::string, T>& known) {
+  if (const auto it = known.find(value); it != known.end()) return it->second;
+  std::string names;
+  for (const auto& [name, unused] : known) absl::StrAppend(&names, names.empty() ? "" : ", ", name);
+  return UsageError(absl::StrCat(flag, " ", value, ": choose one of ", names));
+}
+
+}  // namespace
+
+absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
+  EngineOptions o;
+  if (f.tp < 1 || f.pp < 1 || f.tp > 1024 || f.pp > 1024) {
+    return UsageError(absl::StrCat("--tp ", f.tp, " --pp ", f.pp, ": both are 1 to 1024"));
+  }
+  if (f.threads < 0 || f.threads > 1024)
+    return UsageError(absl::StrCat("-t ", f.threads, ": choose 1 to 1024"));
+  if (f.context_given && f.context < 1) {
+    return UsageError(absl::StrCat("-c ", f.context, ": the context is at least 1 token"));
+  }
+  o.shard.tp = f.tp;
+  o.shard.pp = f.pp;
+  absl::StatusOr<std::vector<double>> split = ParseSplit(f.split, f.tp);
+  if (!split.ok()) return split.status();
+  o.shard.split = *std::move(split);
+  absl::StatusOr<Wire> wire =
+      Choose<Wire>("--wire", f.wire, {{"f32", Wire::kF32}, {"f16", Wire::kF16}, {"q8", Wire::kQ8}});
+  if (!wire.ok()) return wire.status();
+  o.wire = *wire;
+  absl::StatusOr<KvType> kv =
+      Choose<KvType>("--kv-type", f.kv_type,
+                     {{"f32", KvType::kF32}, {"f16", KvType::kF16}, {"q8_0", KvType::kQ8_0}});
+  if (!kv.ok()) return kv.status();
+  o.kv_type = *kv;
+  o.context = f.context;
+  o.rows = f.rows;
+  o.cpu.threads = f.threads;
+  return o;
+}
+
+WorldOptions ToWorldOptions(const ModelFlags& f) {
+  WorldOptions w;
+  w.tp = f.tp;
+  w.pp = f.pp;
+  w.hostfile = f.hostfile;
+  w.hosts = f.hosts;
+  w.net = f.net;
+  return w;
+}
+
+void AddSamplingFlags(CLI::App& app, SamplingParams& p) {
+  app.add_option("--temp,--temperature", p.temperature,
+                 "temperature; 0 always takes the best token")
+      ->envname("SHOAL_TEMP")
+      ->capture_default_str();
+  app.add_option("--top-k", p.top_k, "sample from the k best tokens; 0: all")
+      ->envname("SHOAL_TOP_K")
+      ->capture_default_str();
+  app.add_option("--top-p", p.top_p, "sample from the best tokens that make up this probability")
+      ->envname("SHOAL_TOP_P")
+      ->capture_default_str();
+  app.add_option("--min-p", p.min_p,
+                 "leave out tokens below this share of the best one's probability")
+      ->envname("SHOAL_MIN_P")
+      ->capture_default_str();
+  app.add_option("--repeat-penalty", p.repeat_penalty, "1: off")
+      ->envname("SHOAL_REPEAT_PENALTY")
+      ->capture_default_str();
+  app.add_option("--presence-penalty", p.presence_penalty, "0: off")
+      ->envname("SHOAL_PRESENCE_PENALTY")
+      ->capture_default_str();
+  app.add_option("--frequency-penalty", p.frequency_penalty, "0: off")
+      ->envname("SHOAL_FREQUENCY_PENALTY")
+      ->capture_default_str();
+  app.add_option("--repeat-last-n", p.penalty_last_n,
+                 "tokens that the penalties look back; -1: all")
+      ->envname("SHOAL_REPEAT_LAST_N")
+      ->capture_default_str();
+  app.add_option("-s,--seed", p.seed, "seed of the draws")
+      ->envname("SHOAL_SEED")
+      ->capture_default_str();
+}
+
+absl::Status CheckSampling(const SamplingParams& p) {
+  const auto in = [](float x, float low, float high) {
+    return x >= low && x <= high;
+  };  // false for NaN
+  if (!in(p.temperature, 0, 100))
+    return UsageError(absl::StrCat("--temp ", p.temperature, ": choose 0 to 100"));
+  if (p.top_k < 0) return UsageError(absl::StrCat("--top-k ", p.top_k, ": choose 0 (all) or more"));
+  if (!in(p.top_p, 0, 1)) return UsageError(absl::StrCat("--top-p ", p.top_p, ": choose 0 to 1"));
+  if (!in(p.min_p, 0, 1)) return UsageError(absl::StrCat("--min-p ", p.min_p, ": choose 0 to 1"));
+  if (!in(p.repeat_penalty, 0.01f, 100)) {
+    return UsageError(absl::StrCat("--repeat-penalty ", p.repeat_penalty, ": choose 0.01 to 100"));
+  }
+  if (!in(p.presence_penalty, -100, 100) || !in(p.frequency_penalty, -100, 100)) {
+    return UsageError("--presence-penalty and --frequency-penalty are -100 to 100");
+  }
+  if (p.penalty_last_n < -1)
+    return UsageError(absl::StrCat("--repeat-last-n ", p.penalty_last_n, ": choose -1 or more"));
+  return absl::OkStatus();
+}
+
+}  // namespace shoal

@@ -1,0 +1,40 @@
+// The flags that several commands share. Each also has an environment name, SHOAL_<FLAG>.
+#pragma once
+
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/statusor.h"
+#include "launcher/world.h"
+#include "parallel/rank.h"
+#include "parallel/sampler.h"
+
+namespace shoal {
+
+// What model, on what, split how.
+struct ModelFlags {
+  std::string model;  // empty: the embedded demo model
+  int context = 0;
+  bool context_given = false;
+  int threads = 0;
+  int tp = 1;
+  int pp = 1;
+  std::string split;
+  std::string kv_type = "f16";
+  std::string wire = "f32";
+  int rows = 512;
+  bool in_process = false;  // ranks are threads of this process
+  std::string hostfile;
+  std::string hosts;
+  std::string net;
+};
+
+void AddModelFlags(CLI::App& app, ModelFlags& flags);
+// kInvalidArgument with the usage exit code.
+absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& flags);
+WorldOptions ToWorldOptions(const ModelFlags& flags);
+
+void AddSamplingFlags(CLI::App& app, SamplingParams& params);
+absl::Status CheckSampling(const SamplingParams& params);
+
+}  // namespace shoal

@@ -1,0 +1,61 @@
+#include "launcher/generate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "fmt/format.h"
+#include "kernels/status_macros.h"
+#include "launcher/utf8_stream.h"
+
+namespace shoal {
+
+absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
+                                    SequenceRequest request,
+                                    const std::function<void(std::string_view)>& show,
+                                    const std::function<bool()>& stop) {
+  using Clock = std::chrono::steady_clock;
+  Generation g;
+  g.prompt_tokens = static_cast<int>(request.tokens.size());
+  const std::vector<int32_t> ends = request.stop_tokens;
+  const Clock::time_point start = Clock::now();
+  Clock::time_point first = start;
+  Utf8Stream utf8;
+  SHOAL_ASSIGN_OR_RETURN(const SequenceId id, engine.Submit(std::move(request)));
+  bool asked_to_stop = false;
+  int drawn = 0;
+  while (g.finish == FinishReason::kNone) {
+    SHOAL_ASSIGN_OR_RETURN(const std::vector<TokenEvent> events, engine.Step());
+    for (const TokenEvent& e : events) {
+      if (e.id != id) continue;
+      if (e.has_token) {
+        if (drawn++ == 0) first = Clock::now();
+        if (const Sequence* s = engine.Find(id); s != nullptr) g.cached_tokens = s->cached_tokens;
+        if (std::find(ends.begin(), ends.end(), e.token) == ends.end()) {
+          g.tokens.push_back(e.token);
+          show(utf8.Push(tokenizer.TokenBytes(e.token, /*render_special=*/false)));
+        }
+      }
+      g.finish = e.finish;
+    }
+    if (!asked_to_stop && g.finish == FinishReason::kNone && stop()) {
+      asked_to_stop = true;
+      engine.Cancel(id);
+    }
+  }
+  show(utf8.Finish());
+  const Clock::time_point end = Clock::now();
+  g.prompt_seconds = std::chrono::duration<double>(first - start).count();
+  g.decode_seconds = drawn > 1 ? std::chrono::duration<double>(end - first).count() : 0;
+  return g;
+}
+
+std::string FormatSpeed(const Generation& g) {
+  const auto rate = [](double n, double seconds) { return seconds > 0 ? n / seconds : 0.0; };
+  const double decoded = g.tokens.empty() ? 0 : static_cast<double>(g.tokens.size()) - 1;
+  return fmt::format("prompt {} tokens, {:.1f} tokens/s; generated {} tokens, {:.1f} tokens/s\n",
+                     g.prompt_tokens, rate(g.prompt_tokens - g.cached_tokens, g.prompt_seconds),
+                     g.tokens.size(), rate(decoded, g.decode_seconds));
+}
+
+}  // namespace shoal

@@ -1,0 +1,26 @@
+// The shoal binary: one program, a command for each thing people do with it.
+#include <cstdio>
+
+#include "CLI/CLI.hpp"
+#include "launcher/commands.h"
+#include "launcher/exit_code.h"
+
+int main(int argc, char** argv) {
+  CLI::App app{"shoal runs one large language model across many small machines", "shoal"};
+  app.require_subcommand(1);
+  app.set_version_flag("--version", SHOAL_VERSION);
+  app.set_help_all_flag("--help-all", "help of every command");
+  shoal::CommandLine line{argc, argv, shoal::kExitOk};
+  shoal::AddRunCommand(app, line);
+  shoal::AddBenchCommand(app, line);
+  shoal::AddPerplexityCommand(app, line);
+  shoal::AddInspectCommand(app, line);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+    std::fprintf(stderr, "shoal: %s\nTry 'shoal --help' or 'shoal run --help'.\n", e.what());
+    return shoal::kExitUsage;
+  }
+  return line.exit_code;
+}

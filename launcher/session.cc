@@ -1,0 +1,242 @@
+#include "launcher/session.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "fmt/format.h"
+#include "kernels/status_macros.h"
+#include "launcher/demo_model.h"
+#include "launcher/exit_code.h"
+#include "launcher/world.h"
+
+namespace shoal {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// The highest resident size of this process so far.
+int64_t PeakBytes() {
+  std::ifstream status("/proc/self/status");
+  std::string line;
+  while (std::getline(status, line)) {
+    if (line.rfind("VmHWM:", 0) == 0) return std::strtoll(line.c_str() + 6, nullptr, 10) * 1024;
+  }
+  return 0;
+}
+
+RankReport MakeReport(const Rank& rank, const Communicator& world) {
+  RankReport r;
+  std::snprintf(r.host, sizeof r.host, "%s", world.host(world.rank()).c_str());
+  std::snprintf(r.backend, sizeof r.backend, "%s", rank.DescribeBackend().c_str());
+  r.peak_bytes = PeakBytes();
+  r.memory = rank.memory();
+  r.layer_begin = static_cast<int>(rank.mesh().plan().layers.begin);
+  r.layer_end = static_cast<int>(rank.mesh().plan().layers.end);
+  return r;
+}
+
+absl::StatusOr<std::vector<RankReport>> GatherReports(const Rank& rank, Communicator& world) {
+  const RankReport mine = MakeReport(rank, world);
+  std::vector<RankReport> all(world.size());
+  SHOAL_RETURN_IF_ERROR(world.AllGather(&mine, sizeof mine, all.data()));
+  return all;
+}
+
+// Set-up fails on one rank and not on another (a file that only one host has): all learn of it, and
+// rank 0 has the message. Collective.
+absl::Status AgreeOn(const absl::Status& mine, Communicator& world) {
+  struct Outcome {
+    int32_t code = 0;
+    char text[1020] = {};
+  };
+  Outcome outcome;
+  outcome.code = ExitCodeOf(mine);
+  std::snprintf(outcome.text, sizeof outcome.text, "%s", std::string(mine.message()).c_str());
+  std::vector<Outcome> all(world.size());
+  SHOAL_RETURN_IF_ERROR(world.AllGather(&outcome, sizeof outcome, all.data()));
+  for (int r = 0; r < world.size(); ++r) {
+    if (all[r].code == 0) continue;
+    const std::string where =
+        world.size() > 1 ? absl::StrCat("rank ", r, " on ", world.host(r), ": ") : "";
+    return WithExitCode(absl::InternalError(absl::StrCat(where, all[r].text)), all[r].code);
+  }
+  return absl::OkStatus();
+}
+
+class ProgressBar {
+ public:
+  explicit ProgressBar(bool enabled) : enabled_(enabled && isatty(STDERR_FILENO) != 0) {}
+  void Show(int64_t done, int64_t total) {
+    const int percent = total > 0 ? static_cast<int>(done * 100 / total) : 100;
+    if (!enabled_ || percent == last_) return;
+    last_ = percent;
+    std::fprintf(stderr, "\rloading %3d %% of %.2f GB", percent, static_cast<double>(total) / 1e9);
+  }
+  ~ProgressBar() {
+    if (last_ >= 0) std::fprintf(stderr, "\r\033[K");
+  }
+
+ private:
+  bool enabled_;
+  int last_ = -1;
+};
+
+// What all ranks of this process share.
+struct Loaded {
+  std::unique_ptr<Checkpoint> checkpoint;
+  ModelConfig config;
+  EngineOptions options;
+  std::unique_ptr<Tokenizer> tokenizer;
+};
+
+absl::StatusOr<Loaded> LoadMetadata(const ModelFlags& flags, const SessionOptions& session) {
+  Loaded l;
+  SHOAL_ASSIGN_OR_RETURN(l.options, ToEngineOptions(flags));
+  std::string path = flags.model;
+  if (path.empty()) {
+    SHOAL_ASSIGN_OR_RETURN(path, DemoModelPath());
+  }
+  SHOAL_ASSIGN_OR_RETURN(l.checkpoint, OpenCheckpoint(path));
+  SHOAL_ASSIGN_OR_RETURN(l.config, ReadModelConfig(*l.checkpoint));
+  if (session.needs_tokenizer) {
+    SHOAL_ASSIGN_OR_RETURN(l.tokenizer, Tokenizer::FromCheckpoint(*l.checkpoint));
+  }
+  l.options.sequences = session.sequences;
+  l.options.prefix_cache = session.prefix_cache;
+  if (session.adjust) SHOAL_RETURN_IF_ERROR(session.adjust(l.config, l.options));
+  absl::StatusOr<EngineOptions> resolved = ResolveOptions(l.config, l.options);
+  if (!resolved.ok()) return WithExitCode(resolved.status(), kExitUsage);
+  l.options = *std::move(resolved);
+  absl::StatusOr<ShardPlan> plan = MakeShardPlan(l.config, *l.checkpoint, l.options.shard);
+  if (!plan.ok()) return WithExitCode(plan.status(), kExitUsage);
+  return l;
+}
+
+// One rank from start to end. `body` runs on rank 0 only.
+absl::Status RunRank(const Loaded& loaded, const EngineOptions& options,
+                     const SessionOptions& session, Communicator& world,
+                     const std::function<absl::Status(Session&)>& body,
+                     const std::function<void(const std::vector<RankReport>&)>& report) {
+  const Clock::time_point start = Clock::now();
+  std::unique_ptr<Rank> rank;
+  {
+    ProgressBar bar(world.rank() == 0 && !session.quiet);
+    absl::StatusOr<std::unique_ptr<Rank>> created =
+        Rank::Create(world, *loaded.checkpoint, loaded.config, options,
+                     [&bar](int64_t done, int64_t total) { bar.Show(done, total); });
+    SHOAL_RETURN_IF_ERROR(AgreeOn(created.status(), world));
+    rank = *std::move(created);
+  }
+  if (world.rank() != 0) {
+    SHOAL_RETURN_IF_ERROR(rank->RunWorker());
+    return GatherReports(*rank, world).status();
+  }
+  absl::Status status;
+  std::vector<RankReport> reports;
+  {
+    Engine engine(std::move(rank), options);
+    Session s{*loaded.checkpoint,     loaded.config, options,
+              loaded.tokenizer.get(), engine,        SecondsSince(start)};
+    status = body(s);
+    if (!status.ok() && engine.broken()) return status;
+    engine.Stop();
+    SHOAL_ASSIGN_OR_RETURN(reports, GatherReports(engine.rank(), world));
+  }
+  if (report) report(reports);
+  return status;
+}
+
+// How many cores each rank of a host gets when the user did not say.
+void ShareCores(int local_rank, int local_size, CpuOptions& cpu) {
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int share = std::max(1, cores / std::max(1, local_size));
+  if (cpu.threads == 0) cpu.threads = share;
+  cpu.first_core = local_rank * cpu.threads;
+}
+
+absl::Status RunInProcess(const Loaded& loaded, const SessionOptions& session,
+                          const std::function<absl::Status(Session&)>& body,
+                          const std::function<void(const std::vector<RankReport>&)>& report) {
+  const int ranks = loaded.options.shard.tp * loaded.options.shard.pp;
+  std::vector<std::unique_ptr<Communicator>> worlds;
+  if (ranks == 1) {
+    worlds.push_back(MakeSelfCommunicator());
+  } else {
+    worlds = MakeInProcessCommunicators(ranks);
+  }
+  std::vector<absl::Status> statuses(ranks);
+  const auto run = [&](int r) {
+    EngineOptions options = loaded.options;
+    ShareCores(r, ranks, options.cpu);
+    statuses[r] = RunRank(loaded, options, session, *worlds[r], body, report);
+    if (!statuses[r].ok()) worlds[r]->Abort(statuses[r]);
+  };
+  std::vector<std::thread> threads;
+  for (int r = 1; r < ranks; ++r) threads.emplace_back(run, r);
+  run(0);
+  for (std::thread& t : threads) t.join();
+  return statuses[0];
+}
+
+}  // namespace
+
+int RunSession(const ModelFlags& flags, const SessionOptions& session,
+               const std::function<absl::Status(Session&)>& body,
+               const std::function<void(const std::vector<RankReport>&)>& report) {
+  // Checked before any rank is started, so that a wrong flag is said once and at once.
+  const WorldOptions world_options = ToWorldOptions(flags);
+  absl::StatusOr<Loaded> loaded = LoadMetadata(flags, session);
+  const bool alone = flags.in_process || (flags.tp == 1 && flags.pp == 1 && !IsMpiRank());
+  if (alone) {
+    if (!loaded.ok()) return ReportError(loaded.status());
+    return ReportError(RunInProcess(*loaded, session, body, report));
+  }
+  if (!IsMpiRank()) {
+    if (!loaded.ok()) return ReportError(loaded.status());
+    absl::StatusOr<std::optional<int>> launched =
+        MaybeLaunchRanks(world_options, session.argc, session.argv);
+    if (!launched.ok()) return ReportError(launched.status());
+    if (launched->has_value()) return **launched;
+  }
+  absl::StatusOr<std::unique_ptr<Communicator>> world = OpenWorld(world_options);
+  if (!world.ok()) return ReportError(world.status());
+  absl::Status status = AgreeOn(loaded.status(), **world);
+  if (status.ok()) {
+    EngineOptions options = loaded->options;
+    ShareCores(LocalRank(), LocalSize(), options.cpu);
+    status = RunRank(*loaded, options, session, **world, body, report);
+  }
+  // Every rank knows the outcome; one of them says it.
+  if ((*world)->rank() == 0) return ReportError(status);
+  return ExitCodeOf(status);
+}
+
+std::string FormatReports(const std::vector<RankReport>& reports) {
+  std::string out;
+  for (size_t r = 0; r < reports.size(); ++r) {
+    const RankReport& x = reports[r];
+    const auto mb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e6; };
+    out += fmt::format(
+        "rank {} on {} ({}): layers {}-{}, weights {:.1f} MB, KV {:.1f} MB, workspace {:.1f} MB, "
+        "peak {:.1f} MB\n",
+        r, x.host, x.backend, x.layer_begin, x.layer_end - 1, mb(x.memory.weights), mb(x.memory.kv),
+        mb(x.memory.workspace), mb(x.peak_bytes));
+  }
+  return out;
+}
+
+}  // namespace shoal

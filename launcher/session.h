@@ -1,0 +1,59 @@
+// From flags to a running engine: reads the model, starts or joins the ranks, and runs a command on
+// rank 0 while the other ranks work for it.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "launcher/flags.h"
+#include "launcher/tokenizer.h"
+#include "parallel/engine.h"
+#include "shard/checkpoint.h"
+#include "shard/model_config.h"
+
+namespace shoal {
+
+// What a rank says about itself when the work is done.
+struct RankReport {
+  char host[64] = {};
+  char backend[64] = {};
+  int64_t peak_bytes = 0;  // VmHWM of the process
+  RankMemory memory;
+  int layer_begin = 0, layer_end = 0;
+};
+
+// Rank 0's view; lives while the command runs.
+struct Session {
+  const Checkpoint& checkpoint;
+  const ModelConfig& config;
+  const EngineOptions& options;  // resolved
+  const Tokenizer* tokenizer;    // null when the session was opened without one
+  Engine& engine;
+  double load_seconds = 0;
+};
+
+struct SessionOptions {
+  int argc = 0;
+  char** argv = nullptr;
+  int sequences = 1;
+  bool prefix_cache = true;
+  bool needs_tokenizer = true;
+  bool quiet = false;  // no progress, no report
+  // Changes the options when the model is known, before memory is sized.
+  std::function<absl::Status(const ModelConfig&, EngineOptions&)> adjust;
+};
+
+// Runs `body` on rank 0 and returns the exit code of this process. Every error is printed once, by
+// rank 0 or by the process that started the ranks.
+int RunSession(const ModelFlags& flags, const SessionOptions& options,
+               const std::function<absl::Status(Session&)>& body,
+               const std::function<void(const std::vector<RankReport>&)>& report);
+
+// Speed-independent lines about each rank, for stderr.
+std::string FormatReports(const std::vector<RankReport>& reports);
+
+}  // namespace shoal
