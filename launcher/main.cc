@@ -14,7 +14,6 @@ int main(int argc, char** argv) {
   shoal::AddRunCommand(app, line);
   shoal::AddBenchCommand(app, line);
   shoal::AddPerplexityCommand(app, line);
-  shoal::AddInspectCommand(app, line);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

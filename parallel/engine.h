@@ -34,7 +34,8 @@ class Engine {
 
   Engine(std::unique_ptr<Rank> rank, const EngineOptions& options);
   ~Engine();  // stops
-  // Ends the other ranks' loops, unless an error broke the communicator; nothing can be computed afterwards.
+  // Ends the other ranks' loops, unless an error broke the communicator; nothing can be computed
+  // afterwards.
   void Stop();
   bool broken() const { return broken_; }
 
