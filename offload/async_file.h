@@ -94,7 +94,8 @@ class AsyncFile {
   // flight.
   absl::Status Transfer(bool write, int64_t offset, uint8_t* data, int64_t bytes, int depth = 8);
   absl::Status Sync();
-  // Sets the space of a file that is being written aside. kResourceExhausted when the disk has less.
+  // Sets the space of a file that is being written aside. kResourceExhausted when the disk has
+  // less.
   absl::Status Reserve(int64_t bytes);
   bool Register(uint8_t* data, int64_t bytes) { return queue_->Register(data, bytes); }
 

@@ -41,10 +41,13 @@ absl::Status WeightStreamer::Init() {
       streamed_max = std::max(streamed_max, bytes);
     } else if (units[i].tier == Tier::kOnDemand) {
       slot_bytes_ = std::max(slot_bytes_, bytes);
-    } else {
-      SHOAL_CHECK(rows_unit_ < 0 && units[i].panel_bytes > 0, "one embedding, with its panel size");
+    }
+    if (units[i].tier != Tier::kResident && units[i].panel_bytes > 0) {
+      SHOAL_CHECK(rows_unit_ < 0, "there is one embedding");
       rows_unit_ = static_cast<int>(i);
     }
+    SHOAL_CHECK(units[i].tier != Tier::kRows || units[i].panel_bytes > 0,
+                "the panel size is needed");
   }
   for (size_t i = 0; i < options_.cycle.size(); i++) {
     int unit = options_.cycle[i];
@@ -192,15 +195,19 @@ WeightStreamer::Fill* WeightStreamer::FindRing(int unit) {
   return nullptr;
 }
 
-// The pass starts over, or skips: what was prefetched is of no use.
+// The pass starts over, or skips (a prompt's chunk that needs no logits skips the head): what was
+// prefetched before `unit` is of no use.
 void WeightStreamer::Seek(int unit) {
+  const bool ahead = std::any_of(ring_.begin(), ring_.end(), [unit](const auto& f) {
+    return !f->held && !f->dropped && f->unit == unit;
+  });
   for (const std::unique_ptr<Fill>& f : ring_) {
-    if (!f->held && !f->dropped) {
-      f->dropped = true;
-      stats_.seeks++;
-    }
+    if (f->held || f->dropped) continue;
+    if (f->unit == unit) break;
+    f->dropped = true;
+    stats_.seeks++;
   }
-  cursor_ = cycle_index_[unit];
+  if (!ahead) cursor_ = cycle_index_[unit];
   blocked_ = false;
   Reclaim();
 }
@@ -313,7 +320,7 @@ absl::StatusOr<const uint8_t*> WeightStreamer::AcquireExpert(int unit) {
 absl::StatusOr<const uint8_t*> WeightStreamer::AcquireRows(int unit,
                                                            absl::Span<const int32_t> rows) {
   const StreamUnit& u = options_.units[unit];
-  if (u.tier != Tier::kRows) return Acquire(unit);
+  if (unit != rows_unit_) return Acquire(unit);
   std::vector<int64_t> panels;
   for (int32_t row : rows) {
     if (row >= 0) panels.push_back(row / kPanelRows);
@@ -366,9 +373,19 @@ absl::StatusOr<const uint8_t*> WeightStreamer::AcquireRows(int unit,
   return rows_base_;
 }
 
+void WeightStreamer::ReleaseRows() {
+  for (const Fill& f : rows_fills_) {
+    const int64_t begin = RoundDown(f.dst - rows_base_);
+    madvise(rows_base_ + begin, RoundUp(f.dst + f.bytes - rows_base_) - begin, MADV_DONTNEED);
+  }
+  rows_fills_.clear();
+}
+
 void WeightStreamer::Release(int unit) {
+  if (unit == rows_unit_ && !rows_fills_.empty()) return ReleaseRows();
   switch (options_.units[unit].tier) {
     case Tier::kResident:
+    case Tier::kRows:
       return;
     case Tier::kStreamed: {
       MutexLock lock(&mu_);
@@ -389,12 +406,6 @@ void WeightStreamer::Release(int unit) {
       if (Slot* slot = FindSlot(unit, false)) slot->held = false;
       return;
     }
-    case Tier::kRows:
-      for (const Fill& f : rows_fills_) {
-        int64_t begin = RoundDown(f.dst - rows_base_);
-        madvise(rows_base_ + begin, RoundUp(f.dst + f.bytes - rows_base_) - begin, MADV_DONTNEED);
-      }
-      rows_fills_.clear();
   }
 }
 

@@ -37,7 +37,9 @@ struct StreamUnit {
   Tier tier = Tier::kResident;
   int64_t bytes = 0;
   int64_t file_offset = 0;  // multiple of kIoAlignment; the file holds whole kIoAlignment blocks
-  int64_t panel_bytes = 0;  // kRows: bytes of kPanelRows rows of the extent at offset 0
+  // An embedding: bytes of kPanelRows rows of the extent at offset 0. When it is also the head
+  // (tied), its tier is kStreamed: AcquireRows reads rows, Acquire takes the whole from the ring.
+  int64_t panel_bytes = 0;
 };
 
 // Fills out[0..bytes) of a unit, or panel `panel` of a kRows unit, from wherever the weights are.
@@ -125,6 +127,7 @@ class WeightStreamer final : public WeightSource {
   absl::Status LoadResident();
   absl::StatusOr<const uint8_t*> AcquireStreamed(int unit);
   absl::StatusOr<const uint8_t*> AcquireExpert(int unit);
+  void ReleaseRows();
   absl::Status CheckOnce(int unit, const uint8_t* data);
   Slot* FindSlot(int unit, bool take) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Fill* FindRing(int unit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
