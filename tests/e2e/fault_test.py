@@ -23,7 +23,7 @@ class FaultTest(harness.TestCase):
 
     def start(self):
         """A job of two ranks that has printed some text; returns the process and the ids of its ranks."""
-        process = subprocess.Popen([harness.BINARY, 'run', '-m', str(self.model), '-p', 'a', '-n', '100000', '-c', '110000',
+        process = subprocess.Popen([harness.BINARY, 'run', '-m', str(self.model), '-p', 'a', '--no-display-prompt', '-n', '100000', '-c', '110000',
                                     '--temp', '0', '--tp', '2'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, start_new_session=True, cwd=harness.ROOT)
         self.addCleanup(self.clean_up, process)

@@ -11,7 +11,7 @@ import harness
 PLACEMENTS = [(1, []), (2, ['--tp', 2]), (3, ['--tp', 3]), (4, ['--tp', 4]), (2, ['--pp', 2]), (5, ['--pp', 5]),
               (4, ['--tp', 2, '--pp', 2]), (2, ['--tp', 2, '--split', '3,1'])]
 PERPLEXITY, PERPLEXITY_TOLERANCE = 3.978, 0.001
-PROMPT = 'Once upon a time'
+PROMPT, PROMPT_TOKENS = 'Once upon a time', 5  # with the beginning of the sequence
 transport = 'in-process'
 
 
@@ -24,12 +24,12 @@ def place(ranks, command, *args, placement):
 
 
 def golden_stories():
-    """The reference text of stories260K after its prompt, and how many tokens were generated for it."""
+    """The reference text and ids of stories260K."""
     lines = (harness.STORIES.parent / 'golden_greedy.txt').read_text().split('\n')
     first = next(i for i, line in enumerate(lines) if line.startswith(PROMPT))
     last = next(i for i, line in enumerate(lines) if line.startswith('ids ['))
     ids = [int(i) for i in re.findall(r'\d+', lines[last])]
-    return '\n'.join(lines[first:last]), len(ids) - 5  # beginning of sequence and four tokens are the prompt
+    return '\n'.join(lines[first:last]), ids
 
 
 def golden_demo():
@@ -39,13 +39,15 @@ def golden_demo():
 
 
 class GoldenTest(harness.TestCase):
-    def test_greedy_text(self):
-        expected, tokens = golden_stories()
+    def test_greedy_ids(self):
+        text, ids = golden_stories()
+        args = ['run', '-m', harness.STORIES, '-p', PROMPT, '--temp', 0, '-n', len(ids) - PROMPT_TOKENS]
         for ranks, placement in PLACEMENTS:
             with self.subTest(placement=placement):
-                result = self.assert_ok(place(ranks, 'run', '-m', harness.STORIES, '-p', PROMPT, '-n', tokens, '--temp', 0,
-                                              placement=placement))
-                self.assertEqual(result.out.decode().strip(), expected.strip(), result.err)
+                result = self.assert_ok(place(ranks, *args, '--print-ids', placement=placement))
+                self.assertEqual([int(i) for i in result.out.split()], ids, result.err)
+        result = self.assert_ok(place(1, *args, placement=[]))
+        self.assertEqual(result.out.decode().strip(), text.strip())
 
     def test_perplexity(self):
         for ranks, placement in PLACEMENTS:
@@ -60,8 +62,9 @@ class GoldenTest(harness.TestCase):
         for prompt, expected in golden_demo():
             with self.subTest(prompt=prompt):
                 result = self.assert_ok(place(2, 'run', '-m', harness.SHARED_DATA / 'demo' / 'demo-f16.gguf', '-p', prompt,
-                                              '-n', 200, '--temp', 0, placement=['--tp', 2]))
-                self.assertIn(expected.strip(), result.out.decode())
+                                              '-n', 200, '--temp', 0, '--special', '--no-display-prompt',
+                                              placement=['--tp', 2]))
+                self.assertEqual(result.out.decode().strip(), expected.strip())
 
 
 if __name__ == '__main__':
