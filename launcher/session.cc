@@ -113,7 +113,9 @@ absl::StatusOr<Loaded> LoadMetadata(const ModelFlags& flags, const SessionOption
   SHOAL_ASSIGN_OR_RETURN(l.checkpoint, OpenCheckpoint(path));
   SHOAL_ASSIGN_OR_RETURN(l.config, ReadModelConfig(*l.checkpoint));
   if (session.needs_tokenizer) {
-    SHOAL_ASSIGN_OR_RETURN(l.tokenizer, Tokenizer::FromCheckpoint(*l.checkpoint));
+    absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::FromCheckpoint(*l.checkpoint);
+    if (!tokenizer.ok()) return WithExitCode(tokenizer.status(), kExitMalformed);
+    l.tokenizer = *std::move(tokenizer);
   }
   l.options.sequences = session.sequences;
   l.options.prefix_cache = session.prefix_cache;

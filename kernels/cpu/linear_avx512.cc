@@ -80,8 +80,9 @@ struct Isa {
 
   template <int v>
   static I AddHi(I x, const uint8_t* bits, int) {
-    const __mmask64 k = _cvtu64_mask64(
-        *reinterpret_cast<const uint64_t __attribute__((may_alias, aligned(1)))*>(bits));
+    uint64_t word;  // at any address
+    __builtin_memcpy(&word, bits, sizeof word);
+    const __mmask64 k = _cvtu64_mask64(word);
     return _mm512_mask_add_epi8(x, k, x, Set8(v));
   }
   static I Signed(I x) { return _mm512_xor_si512(x, Set8(0x80)); }
