@@ -7,8 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/mutex.h"
-#include "shard/byte_reader.h"
 #include "kernels/status_macros.h"
+#include "shard/byte_reader.h"
 #include "shard/weight_layout.h"
 
 namespace shoal {

@@ -8,8 +8,8 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "shard/byte_reader.h"
 #include "kernels/status_macros.h"
+#include "shard/byte_reader.h"
 #include "shard/tensor_names.h"
 
 namespace shoal {
