@@ -166,7 +166,9 @@ TEST_P(LoaderTypeTest, RanksTogetherHoldTheModel) {
   m.type = static_cast<DType>(GetParam());
   m.layers = 1;
   m.head_dim = 64;  // 8 heads of 64: wider than dim
-  m.vocab = 300;
+  m.kv_heads = 2;
+  m.ffn = 256;
+  m.vocab = 50;
   const auto c = Write(m);
   for (int tp = 1; tp <= 7; ++tp) CheckRequest(*c, {.tp = tp});
   CheckRequest(*c, {.tp = 2, .split = {3, 1}});
