@@ -24,13 +24,6 @@ constexpr int kBf16RowsMin = 6;
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-const LinearKernels& Table(CpuLevel level) {
-#if defined(__x86_64__)
-  if (level == CpuLevel::kAmx || level == CpuLevel::kAvx512) return Avx512LinearKernels();
-#endif
-  return ScalarLinearKernels();
-}
-
 bool IsFloat(DType type) { return Info(type).block_elems == 1; }
 
 // Which operand a product reads.
@@ -78,7 +71,7 @@ struct Needs {
 }  // namespace
 
 struct LinearEngine::Impl {
-  Impl(CpuLevel level, ThreadPool* pool) : kernels(Table(level)), pool(pool) {}
+  Impl(CpuLevel level, ThreadPool* pool) : kernels(LinearKernelsOf(level)), pool(pool) {}
 
   // Workspace layout for some limits; offsets into the buffer.
   struct Layout {
@@ -165,6 +158,23 @@ LinearEngine::Impl::Layout LinearEngine::Impl::Plan(const Backend::Limits& limit
   at += threads * l.thread_bytes;
   l.total = at;
   return l;
+}
+
+const LinearKernels& LinearKernelsOf(CpuLevel level) {
+  switch (level) {
+#if defined(__x86_64__)
+    case CpuLevel::kAvx2:
+      return Avx2LinearKernels();
+    case CpuLevel::kAvxVnni:
+      return AvxVnniLinearKernels();
+    case CpuLevel::kAvx512:
+      return Avx512LinearKernels();
+    case CpuLevel::kAmx:
+      return Avx512LinearKernels();
+#endif
+    default:
+      return ScalarLinearKernels();
+  }
 }
 
 LinearEngine::LinearEngine(CpuLevel level, ThreadPool* pool)

@@ -41,6 +41,7 @@ struct Isa {
   static F Broadcast(float f) { return _mm512_set1_ps(f); }
   static F LoadF(const float* p) { return _mm512_loadu_ps(p); }
   static void StoreF(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F Add(F a, F b) { return _mm512_add_ps(a, b); }
   static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F Div(F a, F b) { return _mm512_div_ps(a, b); }
   static F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -92,7 +93,7 @@ struct Isa {
   static I Lookup(I table, I index) { return _mm512_shuffle_epi8(table, index); }
 
   // Two chains hide the latency of VPDPBUSD when there is only one row.
-  template <auto kKind, int n>
+  template <CodeKind kKind, int n>
   static inline __attribute__((always_inline)) I Dot(const I* line, const int8_t* a, I start) {
     I even = start, odd = ZeroI();
     for (int g = 0; g < n; g += 2) {

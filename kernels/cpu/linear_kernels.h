@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/features.h"
 #include "kernels/packed_matrix.h"
 
 namespace shoal {
@@ -23,6 +24,9 @@ struct alignas(64) Q8Block {
   int32_t unused;
 };
 static_assert(sizeof(Q8Block) == 64);
+
+// The range of a weight code, which decides how many products fit in 16 bits where that matters.
+enum class CodeKind { kU2, kU3, kU4, kU5, kU6, kS8 };
 
 inline constexpr int kMaxTileRows = 8;  // most activation rows of one call
 
@@ -60,7 +64,16 @@ struct LinearKernels {
   float (*sum_squares)(const float* x, int64_t n);
   void (*scale)(const float* x, const float* weight, float factor, int64_t n, float* out);
   void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
+
+  // For measuring: `loops` rounds of independent products in registers; return the operations done
+  // (multiplications and additions counted apart). Null where the level has no such unit.
+  int64_t (*int8_peak)(int64_t loops);
+  int64_t (*f32_peak)(int64_t loops);
+  int64_t (*bf16_peak)(int64_t loops);
 };
+
+// The table of a level that this machine has.
+const LinearKernels& LinearKernelsOf(CpuLevel level);
 
 const LinearKernels& ScalarLinearKernels();
 #if defined(__x86_64__)

@@ -13,9 +13,7 @@
 //   weights to the dot product's form, a table of 16 bytes Dot<kind, n>         sums of n lines (4
 //   or 8) with 4 n activations
 
-// The range of a weight code, which decides how many products fit in 16 bits where that matters.
-enum class Kind { kU2, kU3, kU4, kU5, kU6, kS8 };
-
+using Kind = CodeKind;
 using I = Isa::I;
 using F = Isa::F;
 constexpr int kLanes = Isa::kLanes;
@@ -429,11 +427,12 @@ void ProductF32Rows(int64_t cols, const uint8_t* panel, const float* const* rows
   }
 }
 
+// Even and odd columns have their own sums: one chain of additions would be slower than memory.
 template <int M>
 void ProductBf16Rows(int64_t cols, const uint8_t* panel, const float* const* rows, float* tile) {
-  F acc[M][kParts];
+  F acc[M][2][kParts];
   for (int m = 0; m < M; ++m) {
-    for (int part = 0; part < kParts; ++part) acc[m][part] = Isa::Zero();
+    for (int part = 0; part < kParts; ++part) acc[m][0][part] = acc[m][1][part] = Isa::Zero();
   }
   for (int64_t k = 0; k < cols; k += 2, panel += 64) {
     __builtin_prefetch(panel + kPrefetchBytes);
@@ -442,14 +441,15 @@ void ProductBf16Rows(int64_t cols, const uint8_t* panel, const float* const* row
       const F even = Isa::AsFloat(Isa::Shl32(both, 16));
       const F odd = Isa::AsFloat(Isa::And(both, Isa::Set32(static_cast<int32_t>(0xffff0000u))));
       for (int m = 0; m < M; ++m) {
-        acc[m][part] = Isa::Fma(even, Isa::Broadcast(rows[m][k]), acc[m][part]);
-        acc[m][part] = Isa::Fma(odd, Isa::Broadcast(rows[m][k + 1]), acc[m][part]);
+        acc[m][0][part] = Isa::Fma(even, Isa::Broadcast(rows[m][k]), acc[m][0][part]);
+        acc[m][1][part] = Isa::Fma(odd, Isa::Broadcast(rows[m][k + 1]), acc[m][1][part]);
       }
     }
   }
   for (int m = 0; m < M; ++m) {
-    for (int part = 0; part < kParts; ++part)
-      Isa::StoreF(tile + 16 * m + kLanes * part, acc[m][part]);
+    for (int part = 0; part < kParts; ++part) {
+      Isa::StoreF(tile + 16 * m + kLanes * part, Isa::Add(acc[m][0][part], acc[m][1][part]));
+    }
   }
 }
 
@@ -639,6 +639,53 @@ void ToBf16(const float* x, int64_t n, uint16_t* out) {
   }
 }
 
+// ---- Peaks.
+
+#if defined(__x86_64__)
+#define SHOAL_OPAQUE(x) __asm__ volatile("" : "+x"(x))
+#else
+#define SHOAL_OPAQUE(x) __asm__ volatile("" : "+w"(x))
+#endif
+
+int64_t Int8Peak(int64_t loops) {
+  constexpr int kChains = 8;
+  alignas(64) int8_t a[32];
+  for (int i = 0; i < 32; ++i) a[i] = static_cast<int8_t>(i);
+  I line[8], sum[kChains];
+  for (int g = 0; g < 8; ++g) line[g] = Isa::Set8(g);
+  for (int c = 0; c < kChains; ++c) sum[c] = Isa::ZeroI();
+  for (int64_t i = 0; i < loops; ++i) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kChains; ++c) {
+      sum[c] = Isa::template Dot<Kind::kU4, 8>(line, a, sum[c]);
+      // The compiler must not know that the operands stay the same.
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; ++g) SHOAL_OPAQUE(line[g]);
+    }
+  }
+  for (int c = 1; c < kChains; ++c) sum[0] = Isa::Add32(sum[0], sum[c]);
+  alignas(64) uint8_t sink[64];
+  Isa::Store(sink, sum[0]);
+  __asm__ volatile("" : : "m"(sink));
+  return loops * kChains * 8 * 4 * kLanes * 2;
+}
+
+int64_t F32Peak(int64_t loops) {
+  constexpr int kChains = 12;
+  F sum[kChains];
+  F x = Isa::Broadcast(0.5f);
+  for (int c = 0; c < kChains; ++c) sum[c] = Isa::Zero();
+  for (int64_t i = 0; i < loops; ++i) {
+#pragma GCC unroll 12
+    for (int c = 0; c < kChains; ++c) sum[c] = Isa::Fma(x, x, sum[c]);
+  }
+  for (int c = 1; c < kChains; ++c) sum[0] = Isa::Fma(x, sum[0], sum[c]);
+  alignas(64) float sink[16];
+  Isa::StoreF(sink, sum[0]);
+  __asm__ volatile("" : : "m"(sink));
+  return loops * kChains * kLanes * 2;
+}
+
 constexpr LinearKernels MakeTable() {
   LinearKernels k = {};
   k.int8[static_cast<int>(DType::kQ4_0)] = Product<FmtQ4_0>;
@@ -663,5 +710,7 @@ constexpr LinearKernels MakeTable() {
   k.sum_squares = SumSquares;
   k.scale = Scale;
   k.swiglu = SwiGlu;
+  k.int8_peak = Int8Peak;
+  k.f32_peak = F32Peak;
   return k;
 }
