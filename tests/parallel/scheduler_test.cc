@@ -1,0 +1,234 @@
+// What the scheduler promises: every sequence ends with its tokens, no row is computed out of
+// order, blocks and slots come back, clients take turns, bad requests are refused with a reason.
+#include "parallel/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+
+#include "kernels/backend.h"
+
+namespace shoal {
+namespace {
+
+SchedulerLimits Limits() {
+  SchedulerLimits l;
+  l.rows = 64;
+  l.rows_beside_decode = 32;
+  l.slots = 4;
+  l.context = 256;
+  l.blocks = 40;
+  return l;
+}
+
+SequenceRequest Request(int length, int max_tokens, const std::string& client = "", int first = 0) {
+  SequenceRequest r;
+  r.tokens.resize(length);
+  std::iota(r.tokens.begin(), r.tokens.end(), first);
+  r.max_tokens = max_tokens;
+  r.client = client;
+  return r;
+}
+
+// Stands in for the model: checks every batch and draws token 1000 + position.
+class Simulation {
+ public:
+  explicit Simulation(const SchedulerLimits& limits) : scheduler(limits), limits_(limits) {}
+
+  bool Step() {
+    std::optional<Scheduler::Step> step = scheduler.Next();
+    for (const auto& f : scheduler.TakeCancelled()) finished[f.id] = f.reason;
+    if (!step.has_value()) return false;
+    CheckBatch(step->batch);
+    std::vector<int32_t> tokens;
+    for (const SequenceId id : step->sequences) {
+      const Sequence* s = scheduler.Find(id);
+      EXPECT_NE(s, nullptr);
+      tokens.push_back(1000 + static_cast<int32_t>(s->tokens.size()));
+      lengths[id] = static_cast<int>(s->tokens.size()) + 1;
+      order.push_back(id);
+    }
+    for (const auto& f : scheduler.Complete(*step, tokens)) finished[f.id] = f.reason;
+    return true;
+  }
+  void RunAll(int limit = 100000) {
+    while (!scheduler.idle() && --limit > 0) Step();
+    EXPECT_GT(limit, 0) << "the scheduler makes no progress";
+    for (const auto& f : scheduler.TakeCancelled()) finished[f.id] = f.reason;
+  }
+
+  Scheduler scheduler;
+  std::map<SequenceId, FinishReason> finished;
+  std::map<SequenceId, int> lengths;
+  std::vector<SequenceId> order;
+
+ private:
+  void CheckBatch(const Batch& b) {
+    EXPECT_LE(b.rows(), limits_.rows);
+    for (const Batch::TableEntry& e : b.table) tables_[e.slot][e.index] = e.block;
+    int row = 0;
+    for (const Batch::Run& run : b.runs) {
+      EXPECT_EQ(run.row, row);
+      EXPECT_EQ(run.decode != 0, row < b.decode_rows) << "decode rows come first";
+      row += run.rows;
+      for (int i = 0; i < run.rows; ++i) {
+        EXPECT_TRUE(tables_[run.slot].contains((run.pos + i) / kKvBlockTokens))
+            << "a row without a block";
+      }
+    }
+    EXPECT_EQ(row, b.rows());
+  }
+
+  SchedulerLimits limits_;
+  std::map<int, std::map<int, int>> tables_;
+};
+
+TEST(Scheduler, OneSequenceToItsEnd) {
+  Simulation sim(Limits());
+  const SequenceId id = *sim.scheduler.Submit(Request(100, 20));
+  sim.RunAll();
+  EXPECT_EQ(sim.finished[id], FinishReason::kLength);
+  EXPECT_EQ(sim.lengths[id], 120);
+  EXPECT_EQ(sim.scheduler.stats().blocks_in_use, 0);
+}
+
+TEST(Scheduler, StopsAtAStopTokenAndAtTheContext) {
+  Simulation sim(Limits());
+  SequenceRequest r = Request(10, 1000);
+  r.stop_tokens = {1012};
+  const SequenceId stop = *sim.scheduler.Submit(r);
+  const SequenceId full = *sim.scheduler.Submit(Request(250, 1000));
+  sim.RunAll();
+  EXPECT_EQ(sim.finished[stop], FinishReason::kStop);
+  EXPECT_EQ(sim.lengths[stop], 13);
+  EXPECT_EQ(sim.finished[full], FinishReason::kLength);
+  EXPECT_EQ(sim.lengths[full], 256);
+}
+
+TEST(Scheduler, MoreSequencesThanBlocksAllEnd) {
+  for (const bool prefix_cache : {false, true}) {
+    SchedulerLimits l = Limits();
+    l.blocks = 17;  // one full context and one block
+    l.prefix_cache = prefix_cache;
+    Simulation sim(l);
+    std::vector<SequenceId> ids;
+    for (int i = 0; i < 8; ++i)
+      ids.push_back(*sim.scheduler.Submit(Request(60 + i, 120, "", i * 1000)));
+    sim.RunAll();
+    for (size_t i = 0; i < ids.size(); ++i)
+      EXPECT_EQ(sim.lengths[ids[i]], 180 + static_cast<int>(i));
+    EXPECT_GT(sim.scheduler.stats().preempted, 0);
+    EXPECT_EQ(sim.scheduler.stats().blocks_in_use, 0);
+  }
+}
+
+TEST(Scheduler, SharedPrefixIsComputedOnce) {
+  Simulation sim(Limits());
+  ASSERT_TRUE(sim.scheduler.Submit(Request(100, 1)).ok());
+  sim.RunAll();
+  ASSERT_TRUE(sim.scheduler.Submit(Request(100, 1)).ok());
+  sim.RunAll();
+  EXPECT_EQ(sim.scheduler.stats().cached_tokens, 96);
+  SequenceRequest salted = Request(100, 1);
+  salted.salt = {9, 9};
+  ASSERT_TRUE(sim.scheduler.Submit(salted).ok());
+  sim.RunAll();
+  EXPECT_EQ(sim.scheduler.stats().cached_tokens, 96) << "another salt shares nothing";
+}
+
+TEST(Scheduler, ClientsTakeTurns) {
+  SchedulerLimits l = Limits();
+  l.slots = 1;
+  Simulation sim(l);
+  for (int i = 0; i < 5; ++i)
+    ASSERT_TRUE(sim.scheduler.Submit(Request(10, 1, "greedy", i * 100)).ok());
+  const SequenceId modest = *sim.scheduler.Submit(Request(10, 1, "modest", 7000));
+  sim.RunAll();
+  const auto place = std::find(sim.order.begin(), sim.order.end(), modest) - sim.order.begin();
+  EXPECT_LE(place, 1) << "one request waits for one turn, not for five";
+}
+
+TEST(Scheduler, CancelWhereverItStands) {
+  Simulation sim(Limits());
+  std::vector<SequenceId> ids;
+  for (int i = 0; i < 6; ++i) ids.push_back(*sim.scheduler.Submit(Request(40, 50, "", i * 100)));
+  sim.scheduler.Cancel(ids[5]);  // waiting
+  for (int i = 0; i < 3; ++i) sim.Step();
+  sim.scheduler.Cancel(ids[0]);  // running
+  sim.scheduler.Cancel(ids[0]);  // twice
+  sim.scheduler.Cancel(12345);   // never was
+  sim.RunAll();
+  EXPECT_EQ(sim.finished[ids[5]], FinishReason::kCancelled);
+  EXPECT_EQ(sim.finished[ids[0]], FinishReason::kCancelled);
+  for (int i = 1; i < 5; ++i) EXPECT_EQ(sim.lengths[ids[i]], 90);
+  EXPECT_EQ(sim.scheduler.stats().blocks_in_use, 0);
+}
+
+TEST(Scheduler, CancelOfAStepInFlightKeepsItsBlocksUntilItIsDone) {
+  Scheduler s(Limits());
+  const SequenceId id = *s.Submit(Request(10, 50));
+  const auto step = s.Next();
+  ASSERT_TRUE(step.has_value());
+  s.Cancel(id);
+  EXPECT_GT(s.stats().blocks_in_use, 0);
+  const auto finished = s.Complete(*step, {1});
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_EQ(finished[0].reason, FinishReason::kCancelled);
+  EXPECT_EQ(s.stats().blocks_in_use, 0);
+}
+
+TEST(Scheduler, PipelineHasSeveralStepsInFlight) {
+  Scheduler s(Limits());
+  ASSERT_TRUE(s.Submit(Request(150, 5)).ok());
+  const auto a = s.Next(), b = s.Next(), c = s.Next();
+  ASSERT_TRUE(a && b && c);  // chunks of one prompt follow each other
+  EXPECT_TRUE(a->sequences.empty());
+  EXPECT_EQ(c->sequences.size(), 1u);
+  EXPECT_FALSE(s.Next().has_value()) << "the next token is not drawn yet";
+  EXPECT_TRUE(s.Complete(*a, {}).empty());
+  EXPECT_TRUE(s.Complete(*b, {}).empty());
+  EXPECT_TRUE(s.Complete(*c, {7}).empty());
+  EXPECT_TRUE(s.Next().has_value());
+}
+
+TEST(Scheduler, ReplayedTokensTakeTheDecodePath) {
+  Scheduler s(Limits());
+  SequenceRequest r = Request(30, 50);
+  r.prompt_length = 20;
+  ASSERT_TRUE(s.Submit(r).ok());
+  const auto prompt = s.Next();
+  ASSERT_TRUE(prompt.has_value());
+  EXPECT_EQ(prompt->batch.decode_rows, 0);
+  EXPECT_EQ(prompt->batch.rows(), 20);
+  EXPECT_TRUE(prompt->sequences.empty());
+  const auto replay = s.Next();
+  ASSERT_TRUE(replay.has_value());
+  EXPECT_EQ(replay->batch.decode_rows, 10);
+  EXPECT_EQ(replay->sequences.size(), 1u);
+}
+
+TEST(Scheduler, RefusesWithCounts) {
+  SchedulerLimits l = Limits();
+  l.waiting = 2;
+  Scheduler s(l);
+  EXPECT_EQ(s.Submit(Request(0, 1)).status().code(), absl::StatusCode::kInvalidArgument);
+  const absl::Status longer = s.Submit(Request(300, 1)).status();
+  EXPECT_EQ(longer.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(std::string(longer.message()).find("300"), std::string::npos);
+  EXPECT_NE(std::string(longer.message()).find("256"), std::string::npos);
+  ASSERT_TRUE(s.Submit(Request(5, 1)).ok());
+  ASSERT_TRUE(s.Submit(Request(5, 1)).ok());
+  EXPECT_EQ(s.Submit(Request(5, 1)).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST(Scheduler, NothingToGenerateEndsAtOnce) {
+  Simulation sim(Limits());
+  const SequenceId id = *sim.scheduler.Submit(Request(5, 0));
+  sim.RunAll();
+  EXPECT_EQ(sim.finished[id], FinishReason::kLength);
+}
+
+}  // namespace
+}  // namespace shoal
