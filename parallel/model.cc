@@ -33,6 +33,7 @@ class Model::Unit {
     if (source_ != nullptr) source_->Release(index_);
   }
 
+  const uint8_t* base() const { return base_; }
   PackedMatrix matrix(Role role) const {
     const WeightExtent* e = unit_->Find(role);
     SHOAL_CHECK(e != nullptr, "the layout holds every matrix that the config implies");
@@ -144,12 +145,20 @@ absl::Status Model::MixtureOfExperts(int layer) {
   std::vector<Unit> units;  // held until the product is done
   std::vector<PackedMatrix> gate(config_.experts), up(config_.experts), down(config_.experts);
   for (int e = 0; e < config_.experts; ++e) {
-    if (!used[e]) continue;
-    SHOAL_ASSIGN_OR_RETURN(Unit expert, Get(WeightUnit::Kind::kExpert, layer, e));
-    gate[e] = expert.matrix(Role::kGate);
-    up[e] = expert.matrix(Role::kUp);
-    down[e] = expert.matrix(Role::kDown);
-    units.push_back(std::move(expert));
+    const WeightUnit& layout = layout_.units[IndexOf(WeightUnit::Kind::kExpert, layer, e)];
+    const uint8_t* base = nullptr;  // experts that no row chose have a shape only
+    if (used[e]) {
+      SHOAL_ASSIGN_OR_RETURN(Unit expert, Get(WeightUnit::Kind::kExpert, layer, e));
+      base = expert.base();
+      units.push_back(std::move(expert));
+    }
+    const auto view = [&](Role role) {
+      const WeightExtent* extent = layout.Find(role);
+      return PackedMatrix{extent->shape, base == nullptr ? nullptr : base + extent->offset};
+    };
+    gate[e] = view(Role::kGate);
+    up[e] = view(Role::kUp);
+    down[e] = view(Role::kDown);
   }
   backend_.Experts(input, config_.dim, rows_, expert_ids_, expert_weights_, config_.experts_used,
                    {gate, up, down}, partial_, config_.dim);
@@ -174,16 +183,15 @@ absl::Status Model::Head(const float* hidden, int n, bool prefill, float* logits
 
 // Everything below prepares for the pass above.
 
+int Model::IndexOf(WeightUnit::Kind kind, int layer, int expert) const {
+  if (kind == WeightUnit::Kind::kEmbedding) return embedding_unit_;
+  if (kind == WeightUnit::Kind::kHead) return head_unit_;
+  const std::vector<int>& units = units_of_layer_[layer - plan_.layers.begin];
+  return kind == WeightUnit::Kind::kAttention ? units[0] : units[expert < 0 ? 1 : 2 + expert];
+}
+
 absl::StatusOr<Model::Unit> Model::Get(WeightUnit::Kind kind, int layer, int expert) {
-  int index = -1;
-  if (kind == WeightUnit::Kind::kEmbedding) {
-    index = embedding_unit_;
-  } else if (kind == WeightUnit::Kind::kHead) {
-    index = head_unit_;
-  } else {
-    const std::vector<int>& units = units_of_layer_[layer - plan_.layers.begin];
-    index = kind == WeightUnit::Kind::kAttention ? units[0] : units[expert < 0 ? 1 : 2 + expert];
-  }
+  const int index = IndexOf(kind, layer, expert);
   SHOAL_ASSIGN_OR_RETURN(const uint8_t* base, weights_.Acquire(index));
   return Unit(weights_, index, layout_.units[index], base);
 }

@@ -63,6 +63,7 @@ class Model {
   Model(const ModelConfig& config, const WeightLayout& layout, const ModelLimits& limits, Wire wire,
         const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv);
   absl::Status Allocate();
+  int IndexOf(WeightUnit::Kind kind, int layer, int expert = -1) const;
   absl::StatusOr<Unit> Get(WeightUnit::Kind kind, int layer, int expert = -1);
   absl::Status Embed(const Batch& batch);
   absl::Status Attention(int layer);

@@ -236,6 +236,11 @@ absl::StatusOr<std::vector<ShardRow>> Rank::Collect(const Batch& batch) {
       for (size_t i = 0; i < merged.size(); ++i) Merge(merged[i], std::move(shard[i]));
     }
   }
+  for (size_t i = 0; i < merged.size(); ++i) {
+    if (rows[i].candidates > 0) {
+      merged[i].candidates = MergeCandidates(std::move(merged[i].candidates), rows[i].candidates);
+    }
+  }
   return merged;
 }
 

@@ -192,6 +192,11 @@ std::vector<Candidate> TopCandidates(absl::Span<const float> logits, int32_t fir
   return heap;
 }
 
+std::vector<Candidate> MergeCandidates(std::vector<Candidate> shards, int k) {
+  KeepBest(shards, k);
+  return shards;
+}
+
 double LogSumExp(absl::Span<const float> logits, float scale) {
   float best = -std::numeric_limits<float>::infinity();
   for (float x : logits) best = std::max(best, x * scale);

@@ -61,6 +61,10 @@ std::optional<Sample> SampleToken(const SamplingParams& params, absl::Span<const
 // first_token.
 std::vector<Candidate> TopCandidates(absl::Span<const float> logits, int32_t first_token, int k);
 
+// The k best of the candidates of several shards, each of which sent its k best: only those are
+// sure to be the best of the whole vocabulary.
+std::vector<Candidate> MergeCandidates(std::vector<Candidate> shards, int k);
+
 // log sum exp(scale * x)
 double LogSumExp(absl::Span<const float> logits, float scale);
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -15,6 +16,9 @@
 #include "tests/shard/gguf_writer.h"
 
 namespace shoal {
+
+void PrintTo(const TinyModel& m, std::ostream* out) { *out << m.architecture; }  // for messages
+
 namespace {
 
 struct Placement {
@@ -23,6 +27,7 @@ struct Placement {
   std::vector<double> split;
   Wire wire = Wire::kF32;
   int rows = 64;
+  KvType kv_type = KvType::kF32;  // f16 would round differently where sums differ
 };
 
 struct Answer {
@@ -82,7 +87,7 @@ absl::StatusOr<Answer> Ask(Engine& engine, int vocab, bool score) {
   return a;
 }
 
-Answer Run(const std::string& path, const Placement& p, bool score) {
+Answer RunAt(const std::string& path, const Placement& p, bool score) {
   auto checkpoint = OpenCheckpoint(path);
   EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
   auto config = ReadModelConfig(**checkpoint);
@@ -90,6 +95,7 @@ Answer Run(const std::string& path, const Placement& p, bool score) {
   EngineOptions options;
   options.shard = {p.tp, p.pp, p.split};
   options.wire = p.wire;
+  options.kv_type = p.kv_type;
   options.sequences = 2;
   options.rows = p.rows;
   options.cpu.threads = 1;
@@ -152,30 +158,30 @@ class PlacementParity : public testing::TestWithParam<TinyModel> {};
 
 TEST_P(PlacementParity, PipelineIsBitIdentical) {
   const TempModel model(GetParam());
-  const Answer plain = Run(model.path(), {}, true), greedy = Run(model.path(), {}, false);
+  const Answer plain = RunAt(model.path(), {}, true), greedy = RunAt(model.path(), {}, false);
   ASSERT_FALSE(plain.logits.empty());
   ASSERT_EQ(greedy.greedy.size(), 24u);
-  EXPECT_EQ(Run(model.path(), {1, 2, {}}, true).logits, plain.logits);
-  EXPECT_EQ(Run(model.path(), {1, 3, {}}, false).greedy, greedy.greedy);
+  EXPECT_EQ(RunAt(model.path(), {1, 2, {}}, true).logits, plain.logits);
+  EXPECT_EQ(RunAt(model.path(), {1, 3, {}}, false).greedy, greedy.greedy);
 }
 
 TEST_P(PlacementParity, ChunksOfThePromptDoNotMatter) {
   const TempModel model(GetParam());
   Placement small;
   small.rows = 17;
-  EXPECT_EQ(Run(model.path(), small, true).logits, Run(model.path(), {}, true).logits);
+  EXPECT_EQ(RunAt(model.path(), small, true).logits, RunAt(model.path(), {}, true).logits);
 }
 
 TEST_P(PlacementParity, TensorParallelWithinRounding) {
   const TempModel model(GetParam());
-  const Answer plain = Run(model.path(), {}, true);
+  const Answer plain = RunAt(model.path(), {}, true);
   // f32 sums in another order: eps^2 times the length of the sums. With int8 activations such a
   // change can round a few of them to the neighbouring step, 1/127 of their block's largest.
   const bool floats = Info(GetParam().type).block_elems == 1;
   const double bound = floats ? 1e-10 : 5e-4;
   for (const Placement& p :
        {Placement{2, 1, {}}, Placement{3, 1, {}}, Placement{2, 1, {3, 1}}, Placement{2, 2, {}}}) {
-    const Answer split = Run(model.path(), p, true);
+    const Answer split = RunAt(model.path(), p, true);
     EXPECT_LT(Nmse(plain, split), bound) << "tp " << p.tp << " pp " << p.pp;
     EXPECT_LT(MeanKl(plain, split), floats ? 1e-9 : 1e-3) << "tp " << p.tp << " pp " << p.pp;
   }
@@ -183,12 +189,15 @@ TEST_P(PlacementParity, TensorParallelWithinRounding) {
 
 TEST_P(PlacementParity, LossyWiresAddLittle) {
   const TempModel model(GetParam());
-  const Answer exact = Run(model.path(), {2, 1, {}}, true);
+  const Answer exact = RunAt(model.path(), {2, 1, {}}, true);
   for (const Wire wire : {Wire::kF16, Wire::kQ8}) {
-    const double kl = MeanKl(exact, Run(model.path(), {2, 1, {}, wire}, true));
+    const double kl = MeanKl(exact, RunAt(model.path(), {2, 1, {}, wire}, true));
     std::printf("KL divergence that the %s wire adds: %.2e\n", wire == Wire::kF16 ? "f16" : "q8",
                 kl);
-    EXPECT_LT(kl, wire == Wire::kF16 ? 1e-4 : 1e-3);
+    // Quantized weights: int8 activations amplify any change to their own rounding noise, on random
+    // weights most; and a router may choose another expert.
+    const bool smooth = Info(GetParam().type).block_elems == 1 && GetParam().experts == 0;
+    EXPECT_LT(kl, smooth ? 1e-4 : 1e-2);
   }
 }
 
