@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -56,10 +57,20 @@ std::vector<std::unique_ptr<Communicator>> MakeInProcessCommunicators(
     int size, absl::Duration deadline = absl::Seconds(60));
 
 struct MpiOptions {
-  absl::Duration deadline = absl::Seconds(8);  // silence of a peer's heartbeat that counts as death
+  absl::Duration deadline = absl::Seconds(4);  // silence of a peer's heartbeat that counts as death
+  absl::Duration stall = absl::Minutes(10);  // a step of work for which a living peer does not come
+  absl::Duration start = absl::Seconds(30);  // for all ranks to start and find each other
+  std::string net;                           // network card: a name, address or subnet; "" chooses
+  // Called once, from another thread, when a rank died or hung; `reporter` on the one rank that
+  // should tell the user. Calls of the communicator fail with the same status from then on.
+  std::function<void(const absl::Status& loss, bool reporter)> on_peer_lost;
+  // A process that is still there this long after a loss or an abort is ended, with exit code 69,
+  // as its main thread may be deep in a computation.
+  absl::Duration exit_after = absl::Seconds(2);
 };
-// The world communicator of an MPI job; initializes MPI on first use and finalizes it when
-// destroyed.
+// The world communicator of an MPI job; initializes MPI (which can be done once in a process) and
+// finalizes it when it and all that were split off are destroyed. After an error MPI is not
+// finalized, as that would wait for the dead: leave the process with a nonzero exit code.
 absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& options);
 
 }  // namespace shoal

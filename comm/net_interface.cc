@@ -1,0 +1,106 @@
+#include "comm/net_interface.h"
+
+#include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <fstream>
+#include <sstream>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace shoal {
+namespace {
+
+// Bridges and tunnels that carry a machine's own containers and virtual machines, or a VPN.
+constexpr std::string_view kVirtualPrefixes[] = {"docker",  "br-",  "veth",   "virbr", "cni",
+                                                 "flannel", "cali", "tun",    "tap",   "wg",
+                                                 "vnet",    "lxc",  "podman", "ifb",   "tailscale"};
+
+std::string DefaultRouteName() {
+  std::ifstream routes("/proc/net/route");
+  std::string line;
+  std::getline(routes, line);  // the header
+  while (std::getline(routes, line)) {
+    std::istringstream fields(line);
+    std::string name, destination;
+    fields >> name >> destination;
+    if (destination == "00000000") return name;
+  }
+  return "";
+}
+
+std::string AddressText(uint32_t host_order) {
+  const in_addr address{htonl(host_order)};
+  char text[INET_ADDRSTRLEN] = "";
+  inet_ntop(AF_INET, &address, text, sizeof text);
+  return text;
+}
+
+uint32_t AddressBits(const sockaddr* address) {
+  return ntohl(reinterpret_cast<const sockaddr_in*>(address)->sin_addr.s_addr);
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<NetInterface>> ListInterfaces() {
+  ifaddrs* list = nullptr;
+  if (getifaddrs(&list) != 0) return absl::ErrnoToStatus(errno, "cannot list network interfaces");
+  const std::string default_name = DefaultRouteName();
+  std::vector<NetInterface> interfaces;
+  for (const ifaddrs* i = list; i != nullptr; i = i->ifa_next) {
+    const bool up = (i->ifa_flags & (IFF_UP | IFF_RUNNING)) == (IFF_UP | IFF_RUNNING);
+    if (!up || i->ifa_addr == nullptr || i->ifa_netmask == nullptr ||
+        i->ifa_addr->sa_family != AF_INET) {
+      continue;
+    }
+    const uint32_t address = AddressBits(i->ifa_addr), mask = AddressBits(i->ifa_netmask);
+    const std::string name = i->ifa_name;
+    const bool is_virtual =
+        std::any_of(std::begin(kVirtualPrefixes), std::end(kVirtualPrefixes),
+                    [&](std::string_view prefix) { return name.rfind(prefix, 0) == 0; });
+    interfaces.push_back({name, AddressText(address),
+                          absl::StrCat(AddressText(address & mask), "/", std::popcount(mask)),
+                          (i->ifa_flags & IFF_LOOPBACK) != 0, is_virtual, name == default_name});
+  }
+  freeifaddrs(list);
+  return interfaces;
+}
+
+absl::StatusOr<NetInterface> ChooseInterface(const std::vector<NetInterface>& interfaces,
+                                             std::string_view wanted) {
+  const auto find = [&](auto matches) -> const NetInterface* {
+    const auto found = std::find_if(interfaces.begin(), interfaces.end(), matches);
+    return found == interfaces.end() ? nullptr : &*found;
+  };
+  const NetInterface* chosen = nullptr;
+  if (!wanted.empty()) {
+    chosen = find([&](const NetInterface& i) {
+      return i.name == wanted || i.address == wanted || i.subnet == wanted;
+    });
+  } else {
+    const auto usable = [](const NetInterface& i) { return !i.is_loopback && !i.is_virtual; };
+    chosen = find([&](const NetInterface& i) { return usable(i) && i.is_default_route; });
+    if (chosen == nullptr) chosen = find(usable);
+  }
+  if (chosen != nullptr) return *chosen;
+  const std::string list =
+      absl::StrJoin(interfaces, ", ", [](std::string* out, const NetInterface& i) {
+        absl::StrAppend(out, i.name, " (", i.subnet, ")");
+      });
+  if (wanted.empty()) {
+    return absl::NotFoundError(absl::StrCat(
+        "no network interface leads to other hosts (found: ", list, "); choose one with --net"));
+  }
+  return absl::NotFoundError(absl::StrCat(
+      "this host has no network interface ", std::string(wanted),
+      " that is up and has an IPv4 address; it has: ", list, "; give one of these with --net"));
+}
+
+}  // namespace shoal
