@@ -62,12 +62,17 @@ struct MpiOptions {
   absl::Duration start = absl::Seconds(30);  // for all ranks to start and find each other
   std::string net;                           // network card: a name, address or subnet; "" chooses
   // Called once, from another thread, when a rank died or hung; `reporter` on the one rank that
-  // should tell the user. Calls of the communicator fail with the same status from then on.
+  // should tell the user. Calls of the communicator fail with the same status once it returned.
   std::function<void(const absl::Status& loss, bool reporter)> on_peer_lost;
   // A process that is still there this long after a loss or an abort is ended, with exit code 69,
   // as its main thread may be deep in a computation.
   absl::Duration exit_after = absl::Seconds(2);
 };
+// An on_peer_lost that ends this process with exit code 69, whatever its main thread does: at once
+// on the reporter, after it printed "shoal: rank 1 on host b was lost: ..." to stderr; a moment
+// later on the others, so that the launcher does not kill the reporter before it spoke.
+[[noreturn]] void EndProcessOnPeerLoss(const absl::Status& loss, bool reporter);
+
 // The world communicator of an MPI job; initializes MPI (which can be done once in a process) and
 // finalizes it when it and all that were split off are destroyed. After an error MPI is not
 // finalized, as that would wait for the dead: leave the process with a nonzero exit code.

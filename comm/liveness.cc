@@ -210,8 +210,15 @@ void Liveness::Run() {
   bool said_left = false;
   while (true) {
     const absl::Time now = MonotonicNow();
-    // After a pause of this very process the others' beats lie unread: that is not their silence.
-    if (now - last_turn > options_.silence / 2) {
+    // After a short pause of this very process the others' beats lie unread: that is no silence of
+    // theirs. After a long one they have given this rank up, and it is not the one to blame others.
+    if (now - last_turn > options_.silence) {
+      Fail({absl::UnavailableError(absl::StrCat(
+                "this process, ", Name(options_.rank), ", was stopped for ",
+                absl::FormatDuration(absl::Trunc(now - last_turn, absl::Milliseconds(100))),
+                " and is no longer part of the job")),
+            options_.rank, true, false, false});
+    } else if (now - last_turn > options_.silence / 2) {
       for (Connection& connection : connections_) connection.heard = now;
     }
     last_turn = now;

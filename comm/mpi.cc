@@ -571,6 +571,16 @@ void DieWithLauncher() {
 
 }  // namespace
 
+void EndProcessOnPeerLoss(const absl::Status& loss, bool reporter) {
+  if (reporter) {
+    const std::string line = absl::StrCat("shoal: ", std::string(loss.message()), "\n");
+    // Not through stdio, whose lock a stopped main thread may hold.
+    if (write(STDERR_FILENO, line.data(), line.size()) < 0) _exit(kExitUnavailable);
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(reporter ? 200 : 1000));
+  _exit(kExitUnavailable);
+}
+
 absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& options) {
   int initialized = 0;
   MPI_Initialized(&initialized);

@@ -154,11 +154,7 @@ int Bench(Communicator& comm) {
 
 int Main(std::string_view what) {
   MpiOptions options;
-  options.on_peer_lost = [](const absl::Status& loss, bool reporter) {
-    if (reporter) std::fprintf(stderr, "shoal: %s\n", std::string(loss.message()).c_str());
-    if (reporter) std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    _exit(69);
-  };
+  options.on_peer_lost = EndProcessOnPeerLoss;
   auto comm = MakeMpiCommunicator(options);
   REQUIRE_OK(comm.status());
   if (what == "all_reduce") return AllReduces(**comm);
