@@ -1,18 +1,128 @@
 #include "launcher/world.h"
 
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <climits>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "comm/net_interface.h"
+#include "kernels/status_macros.h"
+#include "launcher/exit_code.h"
+#include "launcher/mpirun.h"
+
+extern char** environ;
+
 namespace shoal {
+namespace {
 
-bool IsMpiRank() { return false; }
-int LocalRank() { return 0; }
-int LocalSize() { return 1; }
+// Set for the ranks by the process that starts mpirun: which of 0, 1 and 2 are the user's terminal.
+constexpr char kTerminals[] = "SHOAL_TERMINALS";
+// The network that was chosen for the job.
+constexpr char kNet[] = "SHOAL_NET";
 
-absl::StatusOr<std::optional<int>> MaybeLaunchRanks(const WorldOptions& options, int, char**) {
-  if (options.tp * options.pp == 1) return std::optional<int>();
-  return absl::UnavailableError("ranks in several processes are not built in: add --in-process");
+int EnvironmentNumber(const char* name, int otherwise) {
+  const char* text = std::getenv(name);
+  int number = 0;
+  return text != nullptr && absl::SimpleAtoi(text, &number) ? number : otherwise;
 }
 
-absl::StatusOr<std::unique_ptr<Communicator>> OpenWorld(const WorldOptions&) {
-  return MakeSelfCommunicator();
+// Containers often forbid a process to read another's memory, and Open MPI finds out too late.
+bool CanReadPeers() {
+  char from = 1, to = 0;
+  const iovec source{&from, 1}, destination{&to, 1};
+  return process_vm_readv(getpid(), &destination, 1, &source, 1, 0) == 1;
+}
+
+std::vector<std::string> EnvironmentForRanks() {
+  std::vector<std::string> names;
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    const std::string_view text = *variable;
+    const std::string name(text.substr(0, text.find('=')));
+    if (name.rfind("SHOAL_", 0) == 0 || name == "NO_COLOR") names.push_back(name);
+  }
+  return names;
+}
+
+absl::StatusOr<std::string> ThisProgram() {
+  char path[PATH_MAX];
+  const ssize_t n = readlink("/proc/self/exe", path, sizeof path);
+  if (n < 0) return absl::InternalError("/proc/self/exe cannot be read: is /proc mounted?");
+  return std::string(path, n);
+}
+
+}  // namespace
+
+bool IsMpiRank() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr; }
+int MpiWorldSize() { return EnvironmentNumber("OMPI_COMM_WORLD_SIZE", 1); }
+int LocalRank() { return EnvironmentNumber("OMPI_COMM_WORLD_LOCAL_RANK", 0); }
+int LocalSize() { return EnvironmentNumber("OMPI_COMM_WORLD_LOCAL_SIZE", 1); }
+
+bool IsTerminal(int fd) {
+  if (!IsMpiRank()) return isatty(fd) != 0;
+  const char* const terminals = std::getenv(kTerminals);
+  return terminals != nullptr && EnvironmentNumber("OMPI_COMM_WORLD_RANK", 0) == 0 &&
+         std::string_view(terminals).find(static_cast<char>('0' + fd)) != std::string_view::npos;
+}
+
+absl::StatusOr<std::optional<int>> MaybeLaunchRanks(const WorldOptions& options, int argc,
+                                                    char** argv) {
+  const int ranks = options.tp * options.pp;
+  if (IsMpiRank() || ranks == 1) return std::optional<int>();
+
+  MpirunJob job{ranks, options.hostfile, options.hosts, options.net, {}};
+  SHOAL_ASSIGN_OR_RETURN(std::string program, ThisProgram());
+  job.command.push_back(std::move(program));
+  for (int i = 1; i < argc; ++i) job.command.push_back(argv[i]);
+
+  absl::StatusOr<int> ranks_per_host = RanksPerHost(job);
+  if (!ranks_per_host.ok()) {
+    return WithExitCode(ranks_per_host.status(),
+                        absl::IsNotFound(ranks_per_host.status()) ? kExitNoInput : kExitUsage);
+  }
+  MpirunHost host;
+  host.is_root = geteuid() == 0;
+  host.can_read_peers = CanReadPeers();
+  if (!job.hosts.empty() || !job.hostfile.empty()) {
+    SHOAL_ASSIGN_OR_RETURN(std::vector<NetInterface> interfaces, ListInterfaces());
+    absl::StatusOr<NetInterface> net = ChooseInterface(interfaces, job.net);
+    if (!net.ok()) return WithExitCode(net.status(), kExitUsage);
+    host.subnet = net->subnet;
+    setenv(kNet, host.subnet.c_str(), 1);
+  }
+  std::string terminals;
+  for (int fd = 0; fd <= 2; ++fd) {
+    if (isatty(fd) != 0) absl::StrAppend(&terminals, fd);
+  }
+  setenv(kTerminals, terminals.c_str(), 1);
+  host.environment = EnvironmentForRanks();
+
+  absl::StatusOr<int> code = RunMpirun(MpirunArguments(job, host, *ranks_per_host));
+  if (!code.ok()) return WithExitCode(code.status(), kExitUnavailable);
+  return std::optional<int>(*code);
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> OpenWorld(const WorldOptions& options) {
+  const int wanted = options.tp * options.pp, started = MpiWorldSize();
+  if (wanted != started) {
+    return WithExitCode(absl::InvalidArgumentError(absl::StrCat(
+                            "mpirun started ", started, started == 1 ? " rank" : " ranks",
+                            ", but --tp ", options.tp, " x --pp ", options.pp, " makes ", wanted,
+                            ": use mpirun -np ", wanted, ", or flags whose product is ", started,
+                            ", or leave mpirun away and let shoal start the ranks")),
+                        kExitUsage);
+  }
+  if (wanted == 1) return MakeSelfCommunicator();
+  MpiOptions mpi;
+  mpi.net = options.net;
+  if (const char* const net = std::getenv(kNet); mpi.net.empty() && net != nullptr) mpi.net = net;
+  mpi.on_peer_lost = EndProcessOnPeerLoss;
+  return MakeMpiCommunicator(mpi);
 }
 
 }  // namespace shoal

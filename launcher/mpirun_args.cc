@@ -1,0 +1,103 @@
+// mpirun's command line: what one has to know so that it just works.
+#include <algorithm>
+#include <fstream>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "launcher/mpirun.h"
+
+namespace shoal {
+namespace {
+
+void Mca(std::vector<std::string>& argv, std::string name, std::string value) {
+  argv.insert(argv.end(), {"--mca", std::move(name), std::move(value)});
+}
+
+struct HostList {
+  std::set<std::string> names;
+  bool gives_slots = false;
+};
+
+absl::StatusOr<HostList> ReadHosts(const MpirunJob& job) {
+  HostList list;
+  if (!job.hosts.empty()) {
+    const std::vector<std::string> hosts = absl::StrSplit(job.hosts, ',', absl::SkipWhitespace());
+    for (const std::string& host : hosts) {
+      const size_t colon = host.find(':');
+      list.gives_slots |= colon != std::string::npos;
+      list.names.insert(host.substr(0, colon));
+    }
+    return list;
+  }
+  std::ifstream file(job.hostfile);
+  if (!file) {
+    return absl::NotFoundError(absl::StrCat("cannot read the host file ", job.hostfile));
+  }
+  std::string line;
+  while (std::getline(file, line)) {
+    line = line.substr(0, line.find('#'));
+    const std::vector<std::string> words =
+        absl::StrSplit(line, absl::ByAnyChar(" \t\r"), absl::SkipEmpty());
+    if (words.empty()) continue;
+    list.names.insert(words[0]);
+    list.gives_slots |= line.find("slots") != std::string::npos;
+  }
+  return list;
+}
+
+}  // namespace
+
+absl::StatusOr<int> RanksPerHost(const MpirunJob& job) {
+  if (job.hosts.empty() && job.hostfile.empty()) return 0;
+  if (!job.hosts.empty() && !job.hostfile.empty()) {
+    return absl::InvalidArgumentError("give the hosts once: --hosts or --hostfile, not both");
+  }
+  absl::StatusOr<HostList> list = ReadHosts(job);
+  if (!list.ok()) return list.status();
+  const int hosts = static_cast<int>(list->names.size());
+  if (hosts == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(job.hosts.empty() ? job.hostfile : std::string("--hosts"),
+                     " names no host; write one per line, or a list such as --hosts a,b"));
+  }
+  if (list->gives_slots) return 0;
+  return (job.ranks + hosts - 1) / hosts;
+}
+
+std::vector<std::string> MpirunArguments(const MpirunJob& job, const MpirunHost& host,
+                                         int ranks_per_host) {
+  std::vector<std::string> argv = {"mpirun", "-np", absl::StrCat(job.ranks)};
+  if (host.is_root) argv.push_back("--allow-run-as-root");
+  // Ranks share the cores themselves; mpirun would count them its own way, and refuse or pin.
+  argv.insert(argv.end(), {"--oversubscribe", "--bind-to", "none"});
+  if (!job.hostfile.empty()) argv.insert(argv.end(), {"--hostfile", job.hostfile});
+  if (!job.hosts.empty()) argv.insert(argv.end(), {"--host", job.hosts});
+  if (ranks_per_host > 0) {
+    // Neighbours in rank are neighbours on a host, so that tensor parallelism stays inside it.
+    argv.insert(argv.end(), {"--map-by", absl::StrCat("ppr:", ranks_per_host, ":node")});
+  }
+  if (host.subnet.empty()) {
+    Mca(argv, "btl", "self,vader");  // shared memory: no card to choose wrongly
+    Mca(argv, "oob_tcp_if_include", "lo");
+  } else {
+    Mca(argv, "btl_tcp_if_include", host.subnet);
+    Mca(argv, "oob_tcp_if_include", host.subnet);
+    // A password prompt or a dead host would wait for ever; and this host alone needs keys for the
+    // others.
+    Mca(argv, "plm_rsh_args", "-o BatchMode=yes -o ConnectTimeout=8");
+    Mca(argv, "plm_rsh_no_tree_spawn", "1");
+  }
+  if (!host.can_read_peers) Mca(argv, "btl_vader_single_copy_mechanism", "none");
+  Mca(argv, "opal_signal", "");  // no stack trace of Open MPI's own over a rank's end
+  Mca(argv, "btl_base_warn_component_unused", "0");
+  for (const std::string& name : host.environment) argv.insert(argv.end(), {"-x", name});
+  argv.insert(argv.end(), job.command.begin(), job.command.end());
+  return argv;
+}
+
+}  // namespace shoal
