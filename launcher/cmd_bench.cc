@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <ctime>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "fmt/format.h"
+#include "kernels/cpu/kernel_bench.h"
 #include "kernels/status_macros.h"
 #include "launcher/commands.h"
 #include "launcher/exit_code.h"
@@ -34,6 +36,8 @@ struct BenchFlags {
   int sequences = 1;
   std::string output = "md";
   bool quiet = false;
+  bool kernels = false;
+  std::string kernel_types;
 };
 
 struct Test {
@@ -260,7 +264,26 @@ absl::Status RunTests(const BenchFlags& f, const std::vector<Test>& tests, Sessi
   return absl::OkStatus();
 }
 
+// shoal bench --kernels: the products alone, beside what the machine can do.
+int BenchKernelsAlone(const BenchFlags& f) {
+  KernelBenchOptions options;
+  options.threads = f.model.threads;
+  for (absl::string_view name : absl::StrSplit(f.kernel_types, ',', absl::SkipEmpty())) {
+    const std::optional<DType> type = DTypeFromName(std::string(name));
+    if (!type.has_value()) {
+      return ReportError(
+          UsageError(absl::StrCat("--types: '", name, "' is none of ", KnownDTypes())));
+    }
+    options.types.push_back(*type);
+  }
+  const absl::StatusOr<KernelReport> report = BenchKernels(options, [](const KernelResult&) {});
+  if (!report.ok()) return ReportError(report.status());
+  std::fputs(FormatKernelReport(*report).c_str(), stdout);
+  return kExitOk;
+}
+
 int Bench(const BenchFlags& f, const CommandLine& line) {
+  if (f.kernels) return BenchKernelsAlone(f);
   absl::StatusOr<std::vector<Test>> tests = MakeTests(f);
   if (!tests.ok()) return ReportError(tests.status());
   if (f.repetitions < 1 || f.repetitions > 10000)
@@ -308,6 +331,10 @@ void AddBenchCommand(CLI::App& app, CommandLine& line) {
   bench->add_option("--parallel", flags->sequences, "sequences at once")->capture_default_str();
   bench->add_option("-o,--output", flags->output, "md, json or csv")
       ->check(CLI::IsMember({"md", "json", "csv"}));
+  bench->add_flag("--kernels", flags->kernels,
+                  "measure the matrix products of each type, and the machine's limits");
+  bench->add_option("--types", flags->kernel_types,
+                    "with --kernels: only these, such as q4_0,q8_0");
   bench->add_flag("-q,--quiet", flags->quiet, "results only");
   bench->callback([flags, bench, &line] {
     flags->model.context_given = bench->get_option("--ctx-size")->count() > 0;

@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
   shoal::AddRunCommand(app, line);
   shoal::AddBenchCommand(app, line);
   shoal::AddPerplexityCommand(app, line);
+  shoal::AddInspectCommand(app, line);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
