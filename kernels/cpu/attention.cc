@@ -33,6 +33,19 @@ const AttentionKernels& KernelsFor(CpuLevel level) {
   return ScalarAttentionKernels();
 }
 
+// bf16 numbers in the packed operands of a prefill item; see TileArgs.
+struct TileSizes {
+  int64_t q, k, v, p;
+  int64_t total() const { return q + k + v + p; }
+};
+
+TileSizes TileNumbers(int head_dim) {
+  constexpr int64_t kPair = 2 * kTileElems;
+  return {kStateQueries / kTileQueries * TileSteps(head_dim) * kPair,
+          kRunBlocks * TileSteps(head_dim) * kPair, kRunBlocks / 2 * TileVectors(head_dim) * kPair,
+          int64_t{2} * kTileQueries * kProbStride};
+}
+
 // An open softmax: acc / sum is the output of the tokens seen so far, with weights relative to
 // exp(max).
 struct Softmax {
@@ -44,16 +57,7 @@ struct Softmax {
 void Clear(const Softmax& state, int dims) {
   *state.max = kNoScore;
   *state.sum = 0;
-  std::fill(state.acc, state.acc + dims, 0.0f);
-}
-
-void Merge(const Softmax& state, const Softmax& run, int dims) {
-  const float max = std::max(*state.max, *run.max);
-  const float keep = std::exp(*state.max - max);
-  const float add = std::exp(*run.max - max);
-  *state.max = max;
-  *state.sum = *state.sum * keep + *run.sum * add;
-  for (int d = 0; d < dims; ++d) state.acc[d] = state.acc[d] * keep + run.acc[d] * add;
+  std::fill(state.acc, state.acc + RoundUp(dims, kKvBlockTokens), 0.0f);
 }
 
 void Finish(const Softmax& state, int dims, float* out) {
@@ -85,6 +89,7 @@ void CheckSegments(const Backend::Limits& limits, const AttentionShape& shape, c
   SHOAL_CHECK(shape.head_dim >= 2 && shape.head_dim % 2 == 0 && shape.head_dim <= limits.head_dim,
               "head_dim is odd or beyond Limits");
   SHOAL_CHECK(shape.q_heads >= 1 && shape.q_heads <= limits.heads, "q_heads are beyond Limits");
+  SHOAL_CHECK(shape.scale > 0, "scale is not positive");
   SHOAL_CHECK(shape.group >= 1 && shape.group <= kMaxGroup, "group is out of range");
   const int first = shape.q_head_begin / shape.group - shape.kv_head_begin;
   const int last = (shape.q_head_begin + shape.q_heads - 1) / shape.group - shape.kv_head_begin;
@@ -122,6 +127,8 @@ struct AttentionEngine::Call {
   float* out;
   int64_t out_stride;
   void (*attend)(const AttendArgs& args);
+  const TileKernels* tiles;  // for prefill; null: attend does it
+  void (*pack)(const AttendArgs& args, uint16_t* k, uint16_t* v);
 
   bool split = false;  // decode rows are split by runs
   WorkUnit* decode;    // [decode_count + 1], the last one ends the list
@@ -161,7 +168,12 @@ struct AttentionEngine::Scratch {
   float* state_max;  // [kStateQueries]
   float* state_sum;  // [kStateQueries]
 
-  Softmax Run(int i) const { return {run_acc + i * acc_stride, run_max + i, run_sum + i}; }
+  uint16_t*
+      tile_q;  // [kStateQueries / kTileQueries, steps] pairs of tiles; these four only with tiles
+  uint16_t* tile_k;
+  uint16_t* tile_v;
+  uint16_t* tile_p;
+
   Softmax State(int i) const { return {state_acc + i * acc_stride, state_max + i, state_sum + i}; }
 };
 
@@ -180,21 +192,30 @@ struct AttentionEngine::Queries {
   int Pos(int v) const { return segment.pos + row + v % rows; }
   int Head(int v) const { return first_head + v / rows; }
   int64_t BatchRow(int v) const { return segment.row + row + v % rows; }
+  const float* Q(int v) const {
+    return call.q + BatchRow(v) * call.q_stride + int64_t{Head(v)} * call.shape->head_dim;
+  }
+  float* Out(int v) const {
+    return call.out + BatchRow(v) * call.out_stride + int64_t{Head(v)} * call.shape->head_dim;
+  }
   int FirstRun() const { return call.FirstVisible(segment.pos + row) / kRunTokens; }
   int LastRun() const { return (segment.pos + row + rows - 1) / kRunTokens; }
 
-  // Fills everything but the scratch of `args` for vectors [v, v + n). False when none sees a token
-  // of the run.
-  bool Prepare(int v, int n, int run, AttendArgs* args) const;
+  // Says who asks: vectors [v, v + n), and the blocks of the run that they see. False when they see
+  // none.
+  bool SetQueries(int v, int n, int run, AttendArgs* args) const;
+  // Sees tokens [begin, end) of the run: which blocks these are.
+  void SetRange(int begin, int end, AttendArgs* args) const;
+  // Where those blocks lie.
+  void SetBlocks(int run, AttendArgs* args) const;
 };
 
-bool AttentionEngine::Queries::Prepare(int v, int n, int run, AttendArgs* args) const {
+bool AttentionEngine::Queries::SetQueries(int v, int n, int run, AttendArgs* args) const {
   const int base = run * kRunTokens;
   int begin = kRunTokens, end = 0;
   for (int i = 0; i < n; ++i) {
     const int pos = Pos(v + i);
-    args->q[i] = call.q + BatchRow(v + i) * call.q_stride +
-                 static_cast<int64_t>(Head(v + i)) * call.shape->head_dim;
+    args->q[i] = Q(v + i);
     args->end[i] = std::clamp(pos + 1 - base, 0, kRunTokens);
     args->begin[i] = std::clamp(call.FirstVisible(pos) - base, 0, args->end[i]);
     if (args->begin[i] == args->end[i]) continue;
@@ -203,22 +224,29 @@ bool AttentionEngine::Queries::Prepare(int v, int n, int run, AttendArgs* args) 
   }
   if (begin >= end) return false;
   args->queries = n;
-  args->head_dim = call.shape->head_dim;
-  args->scale = call.shape->scale;
+  SetRange(begin, end, args);
+  return true;
+}
+
+void AttentionEngine::Queries::SetRange(int begin, int end, AttendArgs* args) const {
   args->block_begin = begin / kKvBlockTokens;
   args->block_end = static_cast<int>(DivUp(end, kKvBlockTokens));
   args->token_end = end;
+}
+
+void AttentionEngine::Queries::SetBlocks(int run, AttendArgs* args) const {
   for (int b = args->block_begin; b < args->block_end; ++b) {
     const int32_t block = segment.blocks[run * kRunBlocks + b];
     SHOAL_CHECK(block >= 0, "a visible position has no KV block");
     args->k[b] = KvBlockK(*call.kv, block, kv_head);
     args->v[b] = KvBlockV(*call.kv, block, kv_head);
   }
-  return true;
 }
 
 AttentionEngine::AttentionEngine(CpuLevel level, ThreadPool* pool)
-    : kernels_(KernelsFor(level)), pool_(pool) {}
+    : kernels_(KernelsFor(level)),
+      tiles_(level == CpuLevel::kAmx ? &AmxTileKernels() : nullptr),
+      pool_(pool) {}
 
 AttentionEngine::Layout AttentionEngine::MakeLayout(const Backend::Limits& limits) const {
   Layout l;
@@ -240,7 +268,8 @@ AttentionEngine::Layout AttentionEngine::MakeLayout(const Backend::Limits& limit
   l.threads = l.bytes;
   const int64_t floats = int64_t{kTileQueries} * kRunTokens +
                          int64_t{kTileQueries + kStateQueries} * (l.acc_stride + 2);
-  l.thread_bytes = DivUp(floats * 4, 4096) * 4096;
+  const int64_t numbers = tiles_ == nullptr ? 0 : TileNumbers(limits.head_dim).total();
+  l.thread_bytes = DivUp(floats * 4 + numbers * 2, 4096) * 4096;
   l.bytes += pool_->threads() * l.thread_bytes;
   return l;
 }
@@ -275,6 +304,12 @@ AttentionEngine::Scratch AttentionEngine::ThreadScratch(const Call& call, int th
   s.run_sum = take(kTileQueries);
   s.state_max = take(kStateQueries);
   s.state_sum = take(kStateQueries);
+  const TileSizes sizes = TileNumbers(limits_.head_dim);
+  s.tile_q =
+      reinterpret_cast<uint16_t*>(next);  // beyond the end, and unused, where there are no tiles
+  s.tile_k = s.tile_q + sizes.q;
+  s.tile_v = s.tile_k + sizes.k;
+  s.tile_p = s.tile_v + sizes.v;
   return s;
 }
 
@@ -294,6 +329,11 @@ void AttentionEngine::Run(const float* q, int64_t q_stride, const AttentionShape
   call.attend = kv.shape.type == KvType::kF32   ? kernels_.attend_f32
                 : kv.shape.type == KvType::kF16 ? kernels_.attend_f16
                                                 : kernels_.attend_q8;
+  // An f32 cache is for those who want every bit: it stays with the f32 kernels.
+  call.tiles = kv.shape.type == KvType::kF32 ? nullptr : tiles_;
+  call.pack = call.tiles == nullptr           ? nullptr
+              : kv.shape.type == KvType::kF16 ? tiles_->pack_f16
+                                              : tiles_->pack_q8;
   call.decode = reinterpret_cast<WorkUnit*>(workspace_.data() + call.layout.decode_rows);
   call.prefill = reinterpret_cast<WorkUnit*>(workspace_.data() + call.layout.prefill_chunks);
   PlanItems(&call, segments);
@@ -360,7 +400,12 @@ void AttentionEngine::Work(const Call& call, int thread) {
     } else {
       const int row = static_cast<int>(part) * call.chunk_rows;
       const int rows = std::min(call.chunk_rows, work.segment->rows - row);
-      Walk(Queries{call, *work.segment, row, rows, kv_head, first_head, heads}, scratch);
+      const Queries queries{call, *work.segment, row, rows, kv_head, first_head, heads};
+      if (call.tiles != nullptr) {
+        WalkTiles(queries, scratch);
+      } else {
+        Walk(queries, scratch);
+      }
     }
   }
   if (!call.split) return;
@@ -374,57 +419,111 @@ void AttentionEngine::Work(const Call& call, int thread) {
   }
 }
 
-void AttentionEngine::Walk(const Queries& queries, const Scratch& scratch) {
-  const Call& call = queries.call;
-  const int dims = call.shape->head_dim;
-  for (int v = 0; v < queries.count(); ++v) Clear(scratch.State(v), dims);
+AttendArgs AttentionEngine::Arguments(const Call& call, const Scratch& scratch) {
   AttendArgs args;
+  args.head_dim = call.shape->head_dim;
+  args.scale = call.shape->scale;
   args.scores = scratch.scores;
   args.acc = scratch.run_acc;
   args.acc_stride = scratch.acc_stride;
   args.max = scratch.run_max;
   args.sum = scratch.run_sum;
+  return args;
+}
+
+void AttentionEngine::MergeRun(const AttendArgs& run, int n, const Scratch& scratch, int v) {
+  const Softmax state = scratch.State(v);
+  kernels_.merge({.queries = n,
+                  .dims = run.head_dim,
+                  .run_acc = run.acc,
+                  .run_max = run.max,
+                  .run_sum = run.sum,
+                  .acc = state.acc,
+                  .max = state.max,
+                  .sum = state.sum,
+                  .stride = scratch.acc_stride});
+}
+
+void AttentionEngine::Walk(const Queries& queries, const Scratch& scratch) {
+  const int dims = queries.call.shape->head_dim;
+  const int count = queries.count();
+  for (int v = 0; v < count; ++v) Clear(scratch.State(v), dims);
+  AttendArgs args = Arguments(queries.call, scratch);
   for (int run = queries.FirstRun(); run <= queries.LastRun(); ++run) {
-    for (int v = 0; v < queries.count(); v += kTileQueries) {
-      const int n = std::min(kTileQueries, queries.count() - v);
-      if (!queries.Prepare(v, n, run, &args)) continue;
-      call.attend(args);
-      for (int i = 0; i < n; ++i) Merge(scratch.State(v + i), scratch.Run(i), dims);
+    for (int v = 0; v < count; v += kTileQueries) {
+      const int n = std::min(kTileQueries, count - v);
+      if (!queries.SetQueries(v, n, run, &args)) continue;
+      queries.SetBlocks(run, &args);
+      queries.call.attend(args);
+      MergeRun(args, n, scratch, v);
     }
   }
-  for (int v = 0; v < queries.count(); ++v) {
-    Finish(scratch.State(v), dims,
-           call.out + queries.BatchRow(v) * call.out_stride + int64_t{queries.Head(v)} * dims);
+  for (int v = 0; v < count; ++v) Finish(scratch.State(v), dims, queries.Out(v));
+}
+
+void AttentionEngine::WalkTiles(const Queries& queries, const Scratch& scratch) {
+  const Call& call = queries.call;
+  const int dims = call.shape->head_dim;
+  const int count = queries.count();
+  const int64_t q_tile = int64_t{TileSteps(dims)} * 2 * kTileElems;
+  AttendArgs args = Arguments(call, scratch);
+  for (int v = 0; v < count; v += kTileQueries) {
+    const int n = std::min(kTileQueries, count - v);
+    for (int i = 0; i < n; ++i) {
+      Clear(scratch.State(v + i), dims);
+      args.q[i] = queries.Q(v + i);
+    }
+    call.tiles->pack_q(args.q, n, dims, scratch.tile_q + v / kTileQueries * q_tile);
   }
+  const int first = call.FirstVisible(queries.Pos(0));
+  const int last = queries.Pos(queries.rows - 1) + 1;
+  for (int run = queries.FirstRun(); run <= queries.LastRun(); ++run) {
+    // The item's rows share the packed run; each tile then looks at the part that its rows see.
+    const int base = run * kRunTokens;
+    queries.SetRange(std::max(first - base, 0), std::min(last - base, kRunTokens), &args);
+    queries.SetBlocks(run, &args);
+    call.pack(args, scratch.tile_k, scratch.tile_v);
+    for (int v = 0; v < count; v += kTileQueries) {
+      const int n = std::min(kTileQueries, count - v);
+      if (!queries.SetQueries(v, n, run, &args)) continue;
+      call.tiles->attend(args, {scratch.tile_q + v / kTileQueries * q_tile, scratch.tile_k,
+                                scratch.tile_v, scratch.tile_p});
+      MergeRun(args, n, scratch, v);
+    }
+  }
+  for (int v = 0; v < count; ++v) Finish(scratch.State(v), dims, queries.Out(v));
 }
 
 void AttentionEngine::SplitItem(const Queries& queries, int run, int64_t unit,
                                 const Scratch& scratch) {
   const Call& call = queries.call;
-  AttendArgs args;
-  args.scores = scratch.scores;
-  args.acc_stride = scratch.acc_stride;
+  AttendArgs args = Arguments(call, scratch);
   for (int v = 0; v < queries.count(); v += kTileQueries) {
     const int n = std::min(kTileQueries, queries.count() - v);
     const Softmax out = call.Partial(unit * call.shape->q_heads + queries.Head(v));
     args.acc = out.acc;
     args.max = out.max;
     args.sum = out.sum;
-    SHOAL_CHECK(queries.Prepare(v, n, run, &args), "a split run holds no visible token");
+    SHOAL_CHECK(queries.SetQueries(v, n, run, &args), "a split run holds no visible token");
+    queries.SetBlocks(run, &args);
     call.attend(args);
   }
 }
 
 void AttentionEngine::MergeRow(const Call& call, int row, int head, const Scratch& scratch) {
-  const int dims = call.shape->head_dim;
   const WorkUnit& work = call.decode[row];
-  const Softmax state = scratch.State(0);
-  Clear(state, dims);
+  AttendArgs run = Arguments(call, scratch);
+  Clear(scratch.State(0), run.head_dim);
   for (int64_t unit = work.unit_begin; unit < call.decode[row + 1].unit_begin; ++unit) {
-    Merge(state, call.Partial(unit * call.shape->q_heads + head), dims);
+    const Softmax partial = call.Partial(unit * call.shape->q_heads + head);
+    run.acc = partial.acc;
+    run.max = partial.max;
+    run.sum = partial.sum;
+    MergeRun(run, 1, scratch, 0);
   }
   const int64_t batch_row = work.segment->row + work.row;
-  Finish(state, dims, call.out + batch_row * call.out_stride + int64_t{head} * dims);
+  Finish(scratch.State(0), run.head_dim,
+         call.out + batch_row * call.out_stride + int64_t{head} * run.head_dim);
 }
 
 }  // namespace shoal

@@ -56,12 +56,18 @@ class AttentionEngine {
   void Work(const Call& call, int thread);
   // Attends queries to all that they see, run by run.
   void Walk(const Queries& queries, const Scratch& scratch);
+  void WalkTiles(const Queries& queries, const Scratch& scratch);
   // Attends the queries of a decode row to one run; the result goes to the partials of work unit
   // `unit`.
   void SplitItem(const Queries& queries, int run, int64_t unit, const Scratch& scratch);
   void MergeRow(const Call& call, int row, int head, const Scratch& scratch);
 
+  static AttendArgs Arguments(const Call& call, const Scratch& scratch);
+  // Merges what `run` found for n queries into the states from v on.
+  void MergeRun(const AttendArgs& run, int n, const Scratch& scratch, int v);
+
   const AttentionKernels& kernels_;
+  const TileKernels* const tiles_;  // null: prefill uses kernels_
   ThreadPool* const pool_;
   Backend::Limits limits_;
   Buffer workspace_;

@@ -38,10 +38,24 @@ struct AttendArgs {
   float* sum = nullptr;     // out [queries]
 };
 
+// Open softmaxes of `queries` queries (at most kTileQueries): state takes what a run found.
+struct MergeArgs {
+  int queries = 0;
+  int dims = 0;
+  const float* run_acc = nullptr;  // [queries, stride]
+  const float* run_max = nullptr;
+  const float* run_sum = nullptr;
+  float* acc = nullptr;  // [queries, stride]
+  float* max = nullptr;
+  float* sum = nullptr;
+  int stride = 0;
+};
+
 struct AttentionKernels {
   void (*attend_f32)(const AttendArgs& args);
   void (*attend_f16)(const AttendArgs& args);
   void (*attend_q8)(const AttendArgs& args);
+  void (*merge)(const MergeArgs& args);
   // Saturating conversion to IEEE half, round to nearest even.
   void (*to_half)(const float* x, uint16_t* out, int n);
 };
@@ -49,5 +63,39 @@ struct AttentionKernels {
 const AttentionKernels& ScalarAttentionKernels();
 const AttentionKernels& Avx2AttentionKernels();
 const AttentionKernels& Avx512AttentionKernels();
+
+// Attention through matrix tiles. Every operand is two bf16 numbers, high and low part, and a
+// product is three tile products (high high, high low, low high), so that scores and outputs are
+// good to about 2^-15, where plain bf16 would be good to 2^-8: large keys (Qwen2 has them) turn
+// that into percents.
+//
+// Operands are rows of 32 numbers for the left side, and for the right side 16 rows of pairs: row i
+// of a K tile is dims 2i, 2i+1 of 16 tokens, row i of a V tile is tokens 2i, 2i+1 of 16 dims. Tiles
+// are 1 KiB, low after high.
+struct TileArgs {
+  const uint16_t* q;  // [steps] pairs of tiles, a step is 32 dims
+  const uint16_t* k;  // [kRunBlocks, steps] pairs of tiles
+  const uint16_t* v;  // [kRunBlocks / 2, vectors] pairs of tiles, a vector is 16 dims
+  uint16_t* p;        // scratch [2, kTileQueries, kProbStride]
+};
+
+inline constexpr int kTileElems = 512;  // numbers in a tile
+inline constexpr int kProbStride =
+    kRunTokens + 32;  // not a power of 2: rows of a tile fall in different cache sets
+static inline int TileSteps(int head_dim) { return (head_dim + 31) / 32; }
+static inline int TileVectors(int head_dim) { return (head_dim + 15) / 16; }
+
+struct TileKernels {
+  // The queries of a tile, zeros below.
+  void (*pack_q)(const float* const* q, int queries, int head_dim, uint16_t* out);
+  // Blocks [block_begin, block_end) of `args`; V tokens outside of them or from token_end on become
+  // zeros.
+  void (*pack_f16)(const AttendArgs& args, uint16_t* k, uint16_t* v);
+  void (*pack_q8)(const AttendArgs& args, uint16_t* k, uint16_t* v);
+  // As attend_f16, on what the others packed. The calling thread's tile configuration is lost.
+  void (*attend)(const AttendArgs& args, const TileArgs& tiles);
+};
+
+const TileKernels& AmxTileKernels();
 
 }  // namespace shoal

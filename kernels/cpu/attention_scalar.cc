@@ -77,6 +77,19 @@ void Attend(const AttendArgs& args) {
   for (int i = 0; i < args.queries; ++i) AttendOne<Values>(args, i);
 }
 
+void Merge(const MergeArgs& args) {
+  for (int i = 0; i < args.queries; ++i) {
+    const float max = std::max(args.max[i], args.run_max[i]);
+    const float keep = std::exp(args.max[i] - max);
+    const float add = std::exp(args.run_max[i] - max);
+    args.max[i] = max;
+    args.sum[i] = args.sum[i] * keep + args.run_sum[i] * add;
+    float* acc = args.acc + static_cast<int64_t>(i) * args.stride;
+    const float* run = args.run_acc + static_cast<int64_t>(i) * args.stride;
+    for (int d = 0; d < args.dims; ++d) acc[d] = acc[d] * keep + run[d] * add;
+  }
+}
+
 void ToHalf(const float* x, uint16_t* out, int n) {
   constexpr float kHalfMax = 65504;
   for (int i = 0; i < n; ++i) out[i] = FloatToHalf(std::clamp(x[i], -kHalfMax, kHalfMax));
@@ -86,7 +99,7 @@ void ToHalf(const float* x, uint16_t* out, int n) {
 
 const AttentionKernels& ScalarAttentionKernels() {
   static constexpr AttentionKernels kKernels = {Attend<F32Values>, Attend<F16Values>,
-                                                Attend<Q8Values>, ToHalf};
+                                                Attend<Q8Values>, Merge, ToHalf};
   return kKernels;
 }
 

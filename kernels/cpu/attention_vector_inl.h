@@ -228,6 +228,31 @@ void Attend(const AttendArgs& args) {
   for (; i < args.queries; ++i) OutputQueries<Type, 1>(args, i);
 }
 
+void Merge(const MergeArgs& args) {
+  // Lanes are queries for the factors. Spare lanes hold equal maxima, hence factors of 1.
+  float keep[kTileQueries] = {}, add[kTileQueries] = {};
+  for (int i = 0; i < args.queries; ++i) {
+    const float max = args.max[i] > args.run_max[i] ? args.max[i] : args.run_max[i];
+    keep[i] = args.max[i] - max;
+    add[i] = args.run_max[i] - max;
+    args.max[i] = max;
+  }
+  for (int i = 0; i < args.queries; i += kLanes) {
+    Store(keep + i, Exp(Max(LoadF32(keep + i), Set(kExpFloor))));
+    Store(add + i, Exp(Max(LoadF32(add + i), Set(kExpFloor))));
+  }
+  for (int i = 0; i < args.queries; ++i) {
+    args.sum[i] = args.sum[i] * keep[i] + args.run_sum[i] * add[i];
+    float* acc = args.acc + static_cast<int64_t>(i) * args.stride;
+    const float* run = args.run_acc + static_cast<int64_t>(i) * args.stride;
+    const Vec k = Set(keep[i]), a = Set(add[i]);
+    // Both accumulators are padded to 16 dims.
+    for (int d = 0; d < args.dims; d += kLanes) {
+      Store(acc + d, Fma(LoadF32(acc + d), k, Mul(LoadF32(run + d), a)));
+    }
+  }
+}
+
 void ToHalf(const float* x, uint16_t* out, int n) {
   int i = 0;
   for (; i + kLanes <= n; i += kLanes) StoreF16(out + i, LoadF32(x + i));
@@ -238,7 +263,7 @@ void ToHalf(const float* x, uint16_t* out, int n) {
 }
 
 constexpr AttentionKernels kVectorKernels = {Attend<F32Type>, Attend<F16Type>, Attend<Q8Type>,
-                                             ToHalf};
+                                             Merge, ToHalf};
 
 }  // namespace
 }  // namespace shoal

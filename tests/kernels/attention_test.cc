@@ -110,6 +110,9 @@ struct Precision {
 };
 constexpr double kFloat = 0x1p-24;
 constexpr Precision kFloatMath = {0, 0};
+// Two bf16 numbers for each operand, the product of the low parts left out: see
+// attention_kernels.h.
+constexpr Precision kSplitBf16 = {0x1p-15, 0x1p-14};
 
 // What a sequence holds of one KV head, as doubles: [token, dim].
 struct Head {
@@ -167,7 +170,8 @@ void CheckHead(const Problem& p, const Head& k, const Head& v, int pos, const fl
 void CheckAll(const Problem& p, const std::vector<float>& out, CpuLevel level) {
   const AttentionShape& a = p.shape.attention;
   for (const Segment& s : p.segments) {
-    const Precision precision = kFloatMath;
+    const bool tiles = level == CpuLevel::kAmx && !s.decode && p.shape.kv.type != KvType::kF32;
+    const Precision precision = tiles ? kSplitBf16 : kFloatMath;
     for (int kv_head = 0; kv_head < p.shape.kv.kv_heads; ++kv_head) {
       const Head k(p, s, true, kv_head), v(p, s, false, kv_head);
       for (int head = 0; head < a.q_heads; ++head) {

@@ -1,0 +1,339 @@
+// Attention on AMX tiles; see TileArgs for the operands.
+#include <immintrin.h>
+
+#include "kernels/cpu/attention_kernels.h"
+
+namespace shoal {
+namespace {
+
+constexpr int kBlockTokens = 16;
+constexpr int kPartDims = 32;   // dims that share a q8_0 scale
+constexpr int kTileBytes = 64;  // of a row
+constexpr int kPair = 2 * kTileElems;
+
+// The compiler does not know that tile loads read memory: nothing may be moved over this.
+inline void Fence() { __asm__ volatile("" ::: "memory"); }
+
+inline __mmask16 First(int n) {
+  return n >= 16  ? __mmask16{0xffff}
+         : n <= 0 ? __mmask16{0}
+                  : static_cast<__mmask16>((1u << n) - 1);
+}
+
+// --- Packing
+// -------------------------------------------------------------------------------------------------
+
+struct F16Type {
+  static const uint8_t* Values(const uint8_t* x, int dims) { return x; }
+  static __m512 Load(const uint8_t* x, int64_t i, __mmask16 mask) {
+    return _mm512_cvtph_ps(
+        _mm256_maskz_loadu_epi16(mask, reinterpret_cast<const uint16_t*>(x) + i));
+  }
+  // What a value of token lane or token row is to be multiplied by.
+  static __m512 KScale(const uint8_t* x, int dim) { return _mm512_set1_ps(1); }
+  static __m512 VScale(const uint8_t* x, int dim, int token) { return _mm512_set1_ps(1); }
+};
+
+struct Q8Type {
+  static const uint8_t* Values(const uint8_t* x, int dims) {
+    return x + 2 * kBlockTokens * ((dims + kPartDims - 1) / kPartDims);
+  }
+  static __m512 Load(const uint8_t* x, int64_t i, __mmask16 mask) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, reinterpret_cast<const int8_t*>(x) + i)));
+  }
+  static __m512 KScale(const uint8_t* x, int dim) {
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(x) + dim / kPartDims * kBlockTokens;
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales)));
+  }
+  static __m512 VScale(const uint8_t* x, int dim, int token) {
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(x) + dim / kPartDims * kBlockTokens;
+    return _mm512_set1_ps(_cvtsh_ss(scales[token]));
+  }
+};
+
+// Writes row `row` of a pair of right-hand tiles: lane l holds even[l], odd[l]. The high part is
+// cut off, which loses nothing of a half; the low part is rounded.
+inline void StorePairRow(uint16_t* tiles, int row, __m512 even, __m512 odd) {
+  const __m512i high_mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m512i half_ulp = _mm512_set1_epi32(0x8000);
+  const __m512i e = _mm512_castps_si512(even), o = _mm512_castps_si512(odd);
+  const __m512i e_high = _mm512_and_si512(e, high_mask), o_high = _mm512_and_si512(o, high_mask);
+  const __m512i e_low = _mm512_add_epi32(
+      _mm512_castps_si512(_mm512_sub_ps(even, _mm512_castsi512_ps(e_high))), half_ulp);
+  const __m512i o_low = _mm512_add_epi32(
+      _mm512_castps_si512(_mm512_sub_ps(odd, _mm512_castsi512_ps(o_high))), half_ulp);
+  _mm512_storeu_si512(tiles + row * 32, _mm512_or_si512(_mm512_srli_epi32(e, 16), o_high));
+  _mm512_storeu_si512(
+      tiles + kTileElems + row * 32,
+      _mm512_or_si512(_mm512_srli_epi32(e_low, 16), _mm512_and_si512(o_low, high_mask)));
+}
+
+template <typename Type>
+void PackK(const AttendArgs& args, uint16_t* k) {
+  const int steps = TileSteps(args.head_dim);
+  for (int block = args.block_begin; block < args.block_end; ++block) {
+    const uint8_t* values = Type::Values(args.k[block], args.head_dim);
+    for (int pair = 0; pair < steps * 16; ++pair) {
+      const int dim = 2 * pair;
+      uint16_t* tiles = k + (static_cast<int64_t>(block) * steps + pair / 16) * kPair;
+      __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+      if (dim < args.head_dim) {  // head_dim is even
+        const __m512 scale = Type::KScale(args.k[block], dim);
+        even = _mm512_mul_ps(Type::Load(values, dim * kBlockTokens, 0xffff), scale);
+        odd = _mm512_mul_ps(Type::Load(values, (dim + 1) * kBlockTokens, 0xffff), scale);
+      }
+      StorePairRow(tiles, pair % 16, even, odd);
+    }
+  }
+}
+
+// Dims [dim, dim + 16) of a token of the run, zeros where there is none.
+template <typename Type>
+__m512 LoadV(const AttendArgs& args, int token, int dim, __mmask16 mask) {
+  const int block = token / kBlockTokens;
+  if (block < args.block_begin || token >= args.token_end) return _mm512_setzero_ps();
+  const uint8_t* v = args.v[block];
+  const int row = token % kBlockTokens;
+  const __m512 x = Type::Load(Type::Values(v, args.head_dim),
+                              static_cast<int64_t>(row) * args.head_dim + dim, mask);
+  return _mm512_mul_ps(x, Type::VScale(v, dim, row));
+}
+
+template <typename Type>
+void PackV(const AttendArgs& args, uint16_t* v) {
+  const int vectors = TileVectors(args.head_dim);
+  for (int pair = args.block_begin / 2; pair < (args.block_end + 1) / 2; ++pair) {
+    for (int vector = 0; vector < vectors; ++vector) {
+      const int dim = vector * 16;
+      const __mmask16 mask = First(args.head_dim - dim);
+      uint16_t* tiles = v + (static_cast<int64_t>(pair) * vectors + vector) * kPair;
+      for (int row = 0; row < 16; ++row) {
+        const int token = pair * 32 + row * 2;
+        StorePairRow(tiles, row, LoadV<Type>(args, token, dim, mask),
+                     LoadV<Type>(args, token + 1, dim, mask));
+      }
+    }
+  }
+}
+
+template <typename Type>
+void Pack(const AttendArgs& args, uint16_t* k, uint16_t* v) {
+  PackK<Type>(args, k);
+  PackV<Type>(args, v);
+}
+
+// Two vectors of a left-hand row, high and low parts rounded.
+inline void StoreLeft(uint16_t* high, uint16_t* low, __m512 a, __m512 b) {
+  const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m512 a_high = _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), mask));
+  const __m512 b_high = _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(b), mask));
+  _mm512_storeu_si512(high, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b_high, a_high)));
+  _mm512_storeu_si512(low, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(
+                               _mm512_sub_ps(b, b_high), _mm512_sub_ps(a, a_high))));
+}
+
+void PackQ(const float* const* q, int queries, int head_dim, uint16_t* out) {
+  const int steps = TileSteps(head_dim);
+  for (int step = 0; step < steps; ++step) {
+    uint16_t* high = out + step * kPair;
+    const __mmask16 mask_a = First(head_dim - step * 32), mask_b = First(head_dim - step * 32 - 16);
+    for (int row = 0; row < kTileQueries; ++row) {
+      __m512 a = _mm512_setzero_ps(), b = _mm512_setzero_ps();
+      if (row < queries) {
+        a = _mm512_maskz_loadu_ps(mask_a, q[row] + step * 32);
+        b = _mm512_maskz_loadu_ps(mask_b, q[row] + step * 32 + 16);
+      }
+      StoreLeft(high + row * 32, high + kTileElems + row * 32, a, b);
+    }
+  }
+}
+
+// --- Attending
+// -----------------------------------------------------------------------------------------------
+
+// All eight tiles are 16 rows of 64 bytes. The layout is that of LDTILECFG.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64);
+
+// Scores of 16 queries and kBlocks blocks: accumulators 0..3, the queries in 4 and 5, K in 6 and 7.
+template <int kBlocks>
+void ScoreTiles(const AttendArgs& args, const TileArgs& tiles, int block) {
+  const int steps = TileSteps(args.head_dim);
+  const uint16_t* q = tiles.q;
+  const uint16_t* k = tiles.k + static_cast<int64_t>(block) * steps * kPair;
+  const int64_t next = static_cast<int64_t>(steps) * kPair;
+  _tile_zero(0);
+  if constexpr (kBlocks > 1) _tile_zero(1);
+  if constexpr (kBlocks > 2) _tile_zero(2);
+  if constexpr (kBlocks > 3) _tile_zero(3);
+  for (int step = 0; step < steps; ++step, q += kPair, k += kPair) {
+    _tile_loadd(4, q, kTileBytes);
+    _tile_loadd(5, q + kTileElems, kTileBytes);
+    _tile_loadd(6, k, kTileBytes);
+    _tile_loadd(7, k + kTileElems, kTileBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(0, 5, 6);
+    _tile_dpbf16ps(0, 4, 7);
+    if constexpr (kBlocks > 1) {
+      _tile_loadd(6, k + next, kTileBytes);
+      _tile_loadd(7, k + next + kTileElems, kTileBytes);
+      _tile_dpbf16ps(1, 4, 6);
+      _tile_dpbf16ps(1, 5, 6);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (kBlocks > 2) {
+      _tile_loadd(6, k + 2 * next, kTileBytes);
+      _tile_loadd(7, k + 2 * next + kTileElems, kTileBytes);
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(2, 4, 7);
+    }
+    if constexpr (kBlocks > 3) {
+      _tile_loadd(6, k + 3 * next, kTileBytes);
+      _tile_loadd(7, k + 3 * next + kTileElems, kTileBytes);
+      _tile_dpbf16ps(3, 4, 6);
+      _tile_dpbf16ps(3, 5, 6);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+  }
+  float* scores = args.scores + block * kBlockTokens;
+  constexpr int kRowBytes = kRunTokens * sizeof(float);
+  _tile_stored(0, scores, kRowBytes);
+  if constexpr (kBlocks > 1) _tile_stored(1, scores + kBlockTokens, kRowBytes);
+  if constexpr (kBlocks > 2) _tile_stored(2, scores + 2 * kBlockTokens, kRowBytes);
+  if constexpr (kBlocks > 3) _tile_stored(3, scores + 3 * kBlockTokens, kRowBytes);
+}
+
+// 2^x for x <= 0, to 1e-7 relative; exactly 0 below 2^-150. The polynomial interpolates 2^r at
+// Chebyshev nodes.
+inline __m512 Exp2(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-160));
+  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 r = _mm512_sub_ps(x, n);
+  __m512 p = _mm512_set1_ps(1.339086336e-03f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.676031918e-03f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.550357114e-02f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402210749e-01f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931471880e-01f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.000000075e+00f));
+  return _mm512_scalef_ps(p, n);
+}
+
+// Scores that the query does not see become -inf: they may be NaN, from garbage in the block.
+void MaskScores(float* s, int first, int last, int begin, int end) {
+  const __m512 none = _mm512_set1_ps(-__builtin_inff());
+  for (int t = first; t < begin; t += 16) _mm512_mask_storeu_ps(s + t, First(begin - t), none);
+  for (int t = end & ~15; t < last; t += 16) {
+    _mm512_mask_storeu_ps(s + t, static_cast<__mmask16>(~First(end - t)), none);
+  }
+}
+
+// Scores of one query to p, in pairs of blocks; leaves max and sum.
+void SoftmaxRow(const AttendArgs& args, int query, uint16_t* high, uint16_t* low) {
+  float* s = args.scores + query * kRunTokens;
+  const int first = args.block_begin * kBlockTokens, last = args.block_end * kBlockTokens;
+  const int begin = args.begin[query], end = args.end[query];
+  const bool sees = begin < end;
+  if (begin > first || end < last) MaskScores(s, first, last, sees ? begin : last, end);
+  __m512 max = _mm512_set1_ps(-__builtin_inff());
+  for (int t = first; t < last; t += 16) max = _mm512_max_ps(max, _mm512_loadu_ps(s + t));
+  const float top = sees ? _mm512_reduce_max_ps(max) : 0;
+  const __m512 factor = _mm512_set1_ps(args.scale * 1.44269504088896341f);
+  const __m512 shift = _mm512_mul_ps(_mm512_set1_ps(top), factor);
+  __m512 sum = _mm512_setzero_ps();
+  for (int t = first & ~31; t < last; t += 32) {
+    __m512 a = _mm512_setzero_ps(), b = _mm512_setzero_ps();
+    if (t >= first) a = Exp2(_mm512_fmsub_ps(_mm512_loadu_ps(s + t), factor, shift));
+    if (t + 16 < last) b = Exp2(_mm512_fmsub_ps(_mm512_loadu_ps(s + t + 16), factor, shift));
+    sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
+    StoreLeft(high + t, low + t, a, b);
+  }
+  args.max[query] = sees ? top * args.scale : kNoScore;
+  args.sum[query] = sees ? _mm512_reduce_add_ps(sum) : 0;
+}
+
+// Outputs of 16 queries and kVectors vectors of dims: accumulators 0..3, p in 4 and 5, V in 6
+// and 7.
+template <int kVectors>
+void OutputTiles(const AttendArgs& args, const TileArgs& tiles, int vector) {
+  const int64_t vectors = TileVectors(args.head_dim);
+  constexpr int kProbBytes = kProbStride * sizeof(uint16_t);
+  _tile_zero(0);
+  if constexpr (kVectors > 1) _tile_zero(1);
+  if constexpr (kVectors > 2) _tile_zero(2);
+  if constexpr (kVectors > 3) _tile_zero(3);
+  for (int pair = args.block_begin / 2; pair < (args.block_end + 1) / 2; ++pair) {
+    const uint16_t* p = tiles.p + pair * 32;
+    const uint16_t* v = tiles.v + (pair * vectors + vector) * kPair;
+    _tile_loadd(4, p, kProbBytes);
+    _tile_loadd(5, p + kTileQueries * kProbStride, kProbBytes);
+    _tile_loadd(6, v, kTileBytes);
+    _tile_loadd(7, v + kTileElems, kTileBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(0, 5, 6);
+    _tile_dpbf16ps(0, 4, 7);
+    if constexpr (kVectors > 1) {
+      _tile_loadd(6, v + kPair, kTileBytes);
+      _tile_loadd(7, v + kPair + kTileElems, kTileBytes);
+      _tile_dpbf16ps(1, 4, 6);
+      _tile_dpbf16ps(1, 5, 6);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (kVectors > 2) {
+      _tile_loadd(6, v + 2 * kPair, kTileBytes);
+      _tile_loadd(7, v + 2 * kPair + kTileElems, kTileBytes);
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(2, 4, 7);
+    }
+    if constexpr (kVectors > 3) {
+      _tile_loadd(6, v + 3 * kPair, kTileBytes);
+      _tile_loadd(7, v + 3 * kPair + kTileElems, kTileBytes);
+      _tile_dpbf16ps(3, 4, 6);
+      _tile_dpbf16ps(3, 5, 6);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+  }
+  float* acc = args.acc + vector * 16;
+  const int64_t row_bytes = args.acc_stride * static_cast<int64_t>(sizeof(float));
+  _tile_stored(0, acc, row_bytes);
+  if constexpr (kVectors > 1) _tile_stored(1, acc + 16, row_bytes);
+  if constexpr (kVectors > 2) _tile_stored(2, acc + 32, row_bytes);
+  if constexpr (kVectors > 3) _tile_stored(3, acc + 48, row_bytes);
+}
+
+void Attend(const AttendArgs& args, const TileArgs& tiles) {
+  static constexpr TileConfig kConfig;
+  _tile_loadconfig(&kConfig);
+  Fence();
+  int block = args.block_begin;
+  for (; block + 4 <= args.block_end; block += 4) ScoreTiles<4>(args, tiles, block);
+  for (; block < args.block_end; ++block) ScoreTiles<1>(args, tiles, block);
+  Fence();
+  for (int i = 0; i < args.queries; ++i) {
+    SoftmaxRow(args, i, tiles.p + i * kProbStride, tiles.p + (kTileQueries + i) * kProbStride);
+  }
+  Fence();
+  const int vectors = TileVectors(args.head_dim);
+  int vector = 0;
+  for (; vector + 4 <= vectors; vector += 4) OutputTiles<4>(args, tiles, vector);
+  for (; vector < vectors; ++vector) OutputTiles<1>(args, tiles, vector);
+  Fence();
+  _tile_release();
+}
+
+}  // namespace
+
+const TileKernels& AmxTileKernels() {
+  static constexpr TileKernels kKernels = {PackQ, Pack<F16Type>, Pack<Q8Type>, Attend};
+  return kKernels;
+}
+
+}  // namespace shoal
