@@ -213,14 +213,21 @@ struct AttentionEngine::Queries {
 bool AttentionEngine::Queries::SetQueries(int v, int n, int run, AttendArgs* args) const {
   const int base = run * kRunTokens;
   int begin = kRunTokens, end = 0;
+  int head = Head(v), r = v % rows;  // followed along: a division for each vector would show
   for (int i = 0; i < n; ++i) {
-    const int pos = Pos(v + i);
-    args->q[i] = Q(v + i);
+    const int pos = segment.pos + row + r;
+    args->q[i] =
+        call.q + (segment.row + row + r) * call.q_stride + int64_t{head} * call.shape->head_dim;
     args->end[i] = std::clamp(pos + 1 - base, 0, kRunTokens);
     args->begin[i] = std::clamp(call.FirstVisible(pos) - base, 0, args->end[i]);
-    if (args->begin[i] == args->end[i]) continue;
-    begin = std::min(begin, args->begin[i]);
-    end = std::max(end, args->end[i]);
+    if (args->begin[i] < args->end[i]) {
+      begin = std::min(begin, args->begin[i]);
+      end = std::max(end, args->end[i]);
+    }
+    if (++r == rows) {
+      r = 0;
+      ++head;
+    }
   }
   if (begin >= end) return false;
   args->queries = n;

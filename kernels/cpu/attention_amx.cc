@@ -211,49 +211,79 @@ void ScoreTiles(const AttendArgs& args, const TileArgs& tiles, int block) {
   if constexpr (kBlocks > 3) _tile_stored(3, scores + 3 * kBlockTokens, kRowBytes);
 }
 
-// 2^x for x <= 0, to 1e-7 relative; exactly 0 below 2^-150. The polynomial interpolates 2^r at
-// Chebyshev nodes.
+// 2^x for x <= 0, to 4e-6 relative: the parts of p keep 2^-16. Exactly 0 for large negative x. The
+// polynomial interpolates 2^r at Chebyshev nodes of [-1/2, 1/2].
 inline __m512 Exp2(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-160));
   const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 r = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_set1_ps(1.339086336e-03f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.676031918e-03f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.550357114e-02f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402210749e-01f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931471880e-01f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.000000075e+00f));
+  __m512 p = _mm512_set1_ps(9.666368515e-03f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.592197584e-02f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402234904e-01f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931210452e-01f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(p, n);
 }
 
-// Scores that the query does not see become -inf: they may be NaN, from garbage in the block.
+// Scores that the query does not see become kNoScore: they may be NaN, from garbage in the block.
 void MaskScores(float* s, int first, int last, int begin, int end) {
-  const __m512 none = _mm512_set1_ps(-__builtin_inff());
+  const __m512 none = _mm512_set1_ps(kNoScore);
   for (int t = first; t < begin; t += 16) _mm512_mask_storeu_ps(s + t, First(begin - t), none);
   for (int t = end & ~15; t < last; t += 16) {
     _mm512_mask_storeu_ps(s + t, static_cast<__mmask16>(~First(end - t)), none);
   }
 }
 
-// Scores of one query to p, in pairs of blocks; leaves max and sum.
-void SoftmaxRow(const AttendArgs& args, int query, uint16_t* high, uint16_t* low) {
-  float* s = args.scores + query * kRunTokens;
+// The largest score of each query, in score units before scaling; kNoScore when it sees none.
+void MaxScores(const AttendArgs& args, float* max) {
   const int first = args.block_begin * kBlockTokens, last = args.block_end * kBlockTokens;
-  const int begin = args.begin[query], end = args.end[query];
-  const bool sees = begin < end;
-  if (begin > first || end < last) MaskScores(s, first, last, sees ? begin : last, end);
-  __m512 max = _mm512_set1_ps(-__builtin_inff());
-  for (int t = first; t < last; t += 16) max = _mm512_max_ps(max, _mm512_loadu_ps(s + t));
-  const float top = sees ? _mm512_reduce_max_ps(max) : 0;
+  for (int i = 0; i < args.queries; ++i) {
+    float* s = args.scores + i * kRunTokens;
+    const int begin = args.begin[i], end = args.end[i];
+    if (begin >= end) {
+      MaskScores(s, first, last, last, 0);
+    } else if (begin > first || end < last) {
+      MaskScores(s, first, last, begin, end);
+    }
+    // Two chains: the latency of one would be longer than the work.
+    __m512 even = _mm512_loadu_ps(s + first), odd = even;
+    int t = first + 16;
+    for (; t + 32 <= last; t += 32) {
+      even = _mm512_max_ps(even, _mm512_loadu_ps(s + t));
+      odd = _mm512_max_ps(odd, _mm512_loadu_ps(s + t + 16));
+    }
+    if (t < last) even = _mm512_max_ps(even, _mm512_loadu_ps(s + t));
+    max[i] = _mm512_reduce_max_ps(_mm512_max_ps(even, odd));
+  }
+}
+
+// Scores of one query to p, in pairs of blocks; leaves max and sum.
+void SoftmaxRow(const AttendArgs& args, int query, float top, uint16_t* high, uint16_t* low) {
+  const float* s = args.scores + query * kRunTokens;
+  const int first = args.block_begin * kBlockTokens, last = args.block_end * kBlockTokens;
+  const bool sees = args.begin[query] < args.end[query];
   const __m512 factor = _mm512_set1_ps(args.scale * 1.44269504088896341f);
-  const __m512 shift = _mm512_mul_ps(_mm512_set1_ps(top), factor);
+  // The multiply-add rounds once, so the best score may end a little above 0: that does no harm.
+  const __m512 shift = sees ? _mm512_mul_ps(_mm512_set1_ps(top), factor) : _mm512_setzero_ps();
   __m512 sum = _mm512_setzero_ps();
-  for (int t = first & ~31; t < last; t += 32) {
-    __m512 a = _mm512_setzero_ps(), b = _mm512_setzero_ps();
-    if (t >= first) a = Exp2(_mm512_fmsub_ps(_mm512_loadu_ps(s + t), factor, shift));
-    if (t + 16 < last) b = Exp2(_mm512_fmsub_ps(_mm512_loadu_ps(s + t + 16), factor, shift));
+  const auto exp2 = [&](int t) {
+    return Exp2(_mm512_fmsub_ps(_mm512_loadu_ps(s + t), factor, shift));
+  };
+  int t = first;
+  if (t % 32 != 0) {
+    const __m512 b = exp2(t);
+    sum = b;
+    StoreLeft(high + t - 16, low + t - 16, _mm512_setzero_ps(), b);
+    t += 16;
+  }
+  for (; t + 32 <= last; t += 32) {
+    const __m512 a = exp2(t), b = exp2(t + 16);
     sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
     StoreLeft(high + t, low + t, a, b);
+  }
+  if (t < last) {
+    const __m512 a = exp2(t);
+    sum = _mm512_add_ps(sum, a);
+    StoreLeft(high + t, low + t, a, _mm512_setzero_ps());
   }
   args.max[query] = sees ? top * args.scale : kNoScore;
   args.sum[query] = sees ? _mm512_reduce_add_ps(sum) : 0;
@@ -317,8 +347,11 @@ void Attend(const AttendArgs& args, const TileArgs& tiles) {
   for (; block + 4 <= args.block_end; block += 4) ScoreTiles<4>(args, tiles, block);
   for (; block < args.block_end; ++block) ScoreTiles<1>(args, tiles, block);
   Fence();
+  float top[kTileQueries];
+  MaxScores(args, top);
   for (int i = 0; i < args.queries; ++i) {
-    SoftmaxRow(args, i, tiles.p + i * kProbStride, tiles.p + (kTileQueries + i) * kProbStride);
+    SoftmaxRow(args, i, top[i], tiles.p + i * kProbStride,
+               tiles.p + (kTileQueries + i) * kProbStride);
   }
   Fence();
   const int vectors = TileVectors(args.head_dim);
