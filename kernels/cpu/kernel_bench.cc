@@ -49,7 +49,7 @@ uint64_t ReadAll(const uint8_t* data, int64_t bytes) {
 
 struct Bench {
   const KernelBenchOptions& options;
-  const LinearKernels& kernels;
+  const LinearKernels kernels;
   ThreadPool* pool;
   LinearEngine* engine;
   Buffer* weights;

@@ -99,7 +99,7 @@ struct LinearEngine::Impl {
   void AddExpertJobs(const ExpertWeights& experts, bool prefill, int slot_begin, int slot_end,
                      Needs* in, Needs* hidden, float* out, int64_t out_stride);
 
-  const LinearKernels& kernels;
+  const LinearKernels kernels;
   ThreadPool* const pool;
   Backend::Limits limits;
   Layout layout;
@@ -160,7 +160,7 @@ LinearEngine::Impl::Layout LinearEngine::Impl::Plan(const Backend::Limits& limit
   return l;
 }
 
-const LinearKernels& LinearKernelsOf(CpuLevel level) {
+LinearKernels LinearKernelsOf(CpuLevel level) {
   switch (level) {
 #if defined(__x86_64__)
     case CpuLevel::kAvx2:
@@ -169,8 +169,11 @@ const LinearKernels& LinearKernelsOf(CpuLevel level) {
       return AvxVnniLinearKernels();
     case CpuLevel::kAvx512:
       return Avx512LinearKernels();
-    case CpuLevel::kAmx:
-      return Avx512LinearKernels();
+    case CpuLevel::kAmx: {
+      LinearKernels table = Avx512LinearKernels();
+      AddAmx(&table);
+      return table;
+    }
 #endif
     default:
       return ScalarLinearKernels();

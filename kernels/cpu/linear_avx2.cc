@@ -44,6 +44,7 @@ struct Isa : Avx2Operations {
   }
 };
 
+#include "kernels/cpu/linear_formats.h"
 #include "kernels/cpu/linear_simd.h"
 
 constexpr LinearKernels kTable = MakeTable();

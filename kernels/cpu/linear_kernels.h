@@ -73,15 +73,15 @@ struct LinearKernels {
 };
 
 // The table of a level that this machine has.
-const LinearKernels& LinearKernelsOf(CpuLevel level);
+LinearKernels LinearKernelsOf(CpuLevel level);
 
 const LinearKernels& ScalarLinearKernels();
 #if defined(__x86_64__)
 const LinearKernels& Avx2LinearKernels();
 const LinearKernels& AvxVnniLinearKernels();
 const LinearKernels& Avx512LinearKernels();
-// The Avx512 table with the tile product.
-const LinearKernels& AmxLinearKernels();
+// Puts the tile product into a copy of the Avx512 table.
+void AddAmx(LinearKernels* table);
 #endif
 
 }  // namespace shoal

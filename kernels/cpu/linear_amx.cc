@@ -1,0 +1,289 @@
+// Prefill products with AMX bf16 tiles.
+//
+// A group of up to 8 panels is unpacked, 512 columns at a time, to tiles of 16 rows x 32 columns in
+// L2; 32 activation rows of those columns (32 KiB, in L1) then meet all of the panels, so that per
+// 4 tile products one pair of tiles comes from L1 and one from L2.
+#include <immintrin.h>
+
+#include "kernels/cpu/linear_kernels.h"
+#include "kernels/row_planes.h"
+
+namespace shoal {
+namespace {
+
+#include "kernels/cpu/linear_isa_avx512.h"
+
+#include "kernels/cpu/linear_formats.h"
+
+constexpr int kTileBytes = 1024;
+constexpr int kBlockSubs = kBf16BlockCols / 32;
+
+// Codes become floats without a conversion: byte c above the mantissa bits of 2^15 reads 32768 + c.
+// Taking the 32768 away inside the multiply-add costs an error of 2^-9 of a quantization step.
+constexpr float kMagic = 32768;
+// bf16 by truncation, after a stretch that centres the error: a truncated mantissa loses half a
+// unit on average, 2^-8 of a value with mantissa 1, 2^-9 of one just under 2.
+constexpr float kStretch = 1 + 0x1.7p-9f;
+
+// Two lines of a B tile from one line of codes: columns (0, 1) and (2, 3) of a group of four.
+inline __attribute__((always_inline)) void StoreGroup(I codes, F scale, F bias, uint8_t* out) {
+  const I mask = _mm512_set1_epi32(0xff00), magic = _mm512_set1_epi32(0x47000000);
+  const auto value = [&](I x) {
+    // (x & mask) | magic
+    return _mm512_fmadd_ps(Isa::AsFloat(_mm512_ternarylogic_epi32(x, mask, magic, 0xea)), scale,
+                           bias);
+  };
+  const F v0 = value(_mm512_slli_epi32(codes, 8)), v1 = value(codes);
+  const F v2 = value(_mm512_srli_epi32(codes, 8)), v3 = value(_mm512_srli_epi32(codes, 16));
+  const I high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const auto pair = [&](F even, F odd) {
+    // (odd & high) | (even >> 16)
+    return _mm512_ternarylogic_epi32(_mm512_castps_si512(odd), high,
+                                     _mm512_srli_epi32(_mm512_castps_si512(even), 16), 0xea);
+  };
+  _mm512_store_si512(out, pair(v0, v1));
+  _mm512_store_si512(out + 64, pair(v2, v3));
+}
+
+// Sub-blocks [begin, begin + count) of a panel become `count` tiles.
+template <class Fmt>
+void Unpack(const PackedShape& shape, const uint8_t* panel, int64_t begin, int count,
+            uint8_t* out) {
+  constexpr float kOffset = Fmt::kShift > 0 ? static_cast<float>(1 << Fmt::kShift) : 0.0f;
+  const int lead = Fmt::kSubs > 1 ? shape.lead : 0;
+  int64_t block = (lead + begin) / Fmt::kSubs;
+  int s = static_cast<int>((lead + begin) % Fmt::kSubs);
+  // Where the block's header stands: behind all earlier headers and sub-blocks.
+  const int64_t earlier = block * Fmt::kSubs > lead ? block * Fmt::kSubs - lead : 0;
+  const uint8_t* header = panel + block * Fmt::kHeaderBytes + earlier * Fmt::kSubBytes;
+  const uint8_t* p = panel + (block + 1) * Fmt::kHeaderBytes + begin * Fmt::kSubBytes;
+  typename Fmt::Head head;
+  Fmt::Header(header, 0, &head);
+  for (int i = 0; i < count; ++i, ++s) {
+    if (s == Fmt::kSubs) {
+      Fmt::Header(p, 0, &head);
+      p += Fmt::kHeaderBytes;
+      s = 0;
+    }
+    for (int line = 0; line < Fmt::kSubBytes; line += 64) __builtin_prefetch(p + 2048 + line);
+    Sub sub;
+    Fmt::Load(head, p, s, 0, &sub);
+    p += Fmt::kSubBytes;
+    for (int half = 0; half < 2; ++half) {
+      const int from = Fmt::kScales == 2 ? half : 0;
+      const F scale = _mm512_mul_ps(sub.scale[from], _mm512_set1_ps(kStretch));
+      F bias = _mm512_mul_ps(scale, _mm512_set1_ps(-(kMagic + kOffset)));
+      if constexpr (Fmt::kBias)
+        bias = _mm512_fmadd_ps(sub.bias[from], _mm512_set1_ps(kStretch), bias);
+      for (int g = 4 * half; g < 4 * half + 4; ++g)
+        StoreGroup(sub.line[g], scale, bias, out + 128 * g);
+    }
+    out += kTileBytes;
+  }
+}
+
+// A bf16 panel is made of tiles already; only the columns past the end need zeros.
+void CopyBf16(const PackedShape& shape, const uint8_t* panel, int64_t begin, int count,
+              uint8_t* out) {
+  const int64_t lines = (shape.cols + 1) / 2;
+  for (int64_t line = 16 * begin; line < 16 * (begin + count); ++line, out += 64) {
+    _mm512_store_si512(
+        out, line < lines ? _mm512_loadu_si512(panel + 64 * line) : _mm512_setzero_si512());
+  }
+}
+
+using UnpackFn = void (*)(const PackedShape&, const uint8_t*, int64_t, int, uint8_t*);
+
+UnpackFn UnpackerOf(DType type) {
+  switch (type) {
+    case DType::kQ4_0:
+      return Unpack<FmtQ4_0>;
+    case DType::kQ4_1:
+      return Unpack<FmtQ4_1>;
+    case DType::kQ5_0:
+      return Unpack<FmtQ5_0>;
+    case DType::kQ5_1:
+      return Unpack<FmtQ5_1>;
+    case DType::kQ8_0:
+      return Unpack<FmtQ8_0>;
+    case DType::kQ2_K:
+      return Unpack<FmtQ2_K>;
+    case DType::kQ3_K:
+      return Unpack<FmtQ3_K>;
+    case DType::kQ4_K:
+      return Unpack<FmtQ4_K>;
+    case DType::kQ5_K:
+      return Unpack<FmtQ5_K>;
+    case DType::kQ6_K:
+      return Unpack<FmtQ6_K>;
+    case DType::kIQ4_NL:
+      return Unpack<FmtIQ4_NL>;
+    case DType::kIQ4_XS:
+      return Unpack<FmtIQ4_XS>;
+    case DType::kMXFP4:
+      return Unpack<FmtMXFP4>;
+    default:
+      return CopyBf16;
+  }
+}
+
+// Tiles 0..3: sums [2 x 16 rows][2 panels]; 4, 5: activations; 6, 7: weights. All are 16 rows of 64
+// bytes.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64);
+// Static, as the intrinsic tells the compiler of its first bytes only.
+constexpr TileConfig kConfig;
+
+// The tile intrinsics do not tell the compiler which memory they touch.
+inline __attribute__((always_inline)) void Fence() { __asm__ volatile("" : : : "memory"); }
+
+// 32 rows x 2 panels: c [32][c_stride] (+)= a * b over `steps` column blocks. Weight tiles go past
+// L1 (the stream load), where the activations live. `ahead` is what to fetch meanwhile, kAheadLines
+// lines per step.
+constexpr int kAheadLines = 8;
+void Tiles2x2(const uint16_t* a, int64_t a_step, const uint8_t* b0, const uint8_t* b1, int steps,
+              bool first, float* c, int64_t c_stride_bytes, const uint8_t* ahead,
+              int64_t ahead_step) {
+  float* c1 = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(c) + 16 * c_stride_bytes);
+  Fence();
+  if (first) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, c, c_stride_bytes);
+    _tile_loadd(1, c + 16, c_stride_bytes);
+    _tile_loadd(2, c1, c_stride_bytes);
+    _tile_loadd(3, c1 + 16, c_stride_bytes);
+  }
+  for (int s = 0; s < steps; ++s) {
+    _tile_stream_loadd(6, b0, 64);
+    _tile_loadd(4, a, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_stream_loadd(7, b1, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, a + 16 * 32, 64);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    for (int i = 0; i < kAheadLines; ++i)
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * i), _MM_HINT_T1);
+    ahead += ahead_step;
+    a += a_step;
+    b0 += kTileBytes;
+    b1 += kTileBytes;
+  }
+  _tile_stored(0, c, c_stride_bytes);
+  _tile_stored(1, c + 16, c_stride_bytes);
+  _tile_stored(2, c1, c_stride_bytes);
+  _tile_stored(3, c1 + 16, c_stride_bytes);
+  Fence();
+}
+
+// 32 rows x 1 panel, for the last of an odd number.
+void Tiles2x1(const uint16_t* a, int64_t a_step, const uint8_t* b, int steps, bool first, float* c,
+              int64_t c_stride_bytes) {
+  float* c1 = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(c) + 16 * c_stride_bytes);
+  Fence();
+  if (first) {
+    _tile_zero(0);
+    _tile_zero(2);
+  } else {
+    _tile_loadd(0, c, c_stride_bytes);
+    _tile_loadd(2, c1, c_stride_bytes);
+  }
+  for (int s = 0; s < steps; ++s) {
+    _tile_loadd(6, b, 64);
+    _tile_loadd(4, a, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, a + 16 * 32, 64);
+    _tile_dpbf16ps(2, 5, 6);
+    a += a_step;
+    b += kTileBytes;
+  }
+  _tile_stored(0, c, c_stride_bytes);
+  _tile_stored(2, c1, c_stride_bytes);
+  Fence();
+}
+
+void Bf16Panels(const PackedShape& shape, const uint8_t* panels_data, int panels,
+                const Bf16Operand& a, int m, uint8_t* scratch, float* c) {
+  _tile_loadconfig(&kConfig);
+  const UnpackFn unpack = UnpackerOf(shape.type);
+  const int64_t panel_bytes = shape.panel_bytes();
+  const int64_t subs = (shape.cols + 31) / 32;
+  const int64_t a_step = a.row_stride * 32;
+  const int64_t c_stride = panels * kPanelRows;
+  for (int64_t begin = 0; begin < subs; begin += kBlockSubs) {
+    const int steps = static_cast<int>(subs - begin < kBlockSubs ? subs - begin : kBlockSubs);
+    for (int p = 0; p < panels; ++p) {
+      unpack(shape, panels_data + p * panel_bytes, begin, steps,
+             scratch + p * kBlockSubs * kTileBytes);
+    }
+    for (int row = 0; row < m; row += 32) {
+      const uint16_t* rows = a.data + begin * a_step + row * 32;
+      for (int p = 0; p < panels; p += 2) {
+        const uint8_t* b = scratch + p * kBlockSubs * kTileBytes;
+        float* at = c + row * c_stride + p * kPanelRows;
+        if (p + 1 < panels) {
+          Tiles2x2(rows, a_step, b, b + kBlockSubs * kTileBytes, steps, begin == 0, at,
+                   4 * c_stride,
+                   reinterpret_cast<const uint8_t*>(rows + 32 * 32) + p / 2 * 64 * kAheadLines,
+                   2 * a_step);
+        } else {
+          Tiles2x1(rows, a_step, b, steps, begin == 0, at, 4 * c_stride);
+        }
+      }
+    }
+  }
+  _tile_release();
+}
+
+int64_t Bf16Peak(int64_t loops) {
+  _tile_loadconfig(&kConfig);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(6);
+  for (int64_t i = 0; i < loops; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_dpbf16ps(3, 4, 6);
+  }
+  _tile_release();
+  return loops * 4 * 16 * 16 * 32 * 2;
+}
+
+void ToBf16(const float* x, int64_t n, uint16_t* out) {
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m512bh v = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(x + i));
+    _mm512_storeu_si512(out + i, (__m512i)v);
+  }
+  if (i == n) return;
+  alignas(64) float rest[32] = {};
+  alignas(64) uint16_t converted[32];
+  for (int64_t j = i; j < n; ++j) rest[j - i] = x[j];
+  _mm512_store_si512(converted,
+                     (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(rest + 16), _mm512_load_ps(rest)));
+  for (int64_t j = i; j < n; ++j) out[j] = converted[j - i];
+}
+
+}  // namespace
+
+void AddAmx(LinearKernels* table) {
+  table->bf16 = Bf16Panels;
+  table->to_bf16 = ToBf16;
+  table->bf16_peak = Bf16Peak;
+}
+
+}  // namespace shoal
