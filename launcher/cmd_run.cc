@@ -1,4 +1,4 @@
-// shoal run: complete a prompt.
+// shoal run: complete a prompt, or chat when none is given.
 #include <unistd.h>
 
 #include <cstdio>
@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/status_macros.h"
+#include "launcher/chat.h"
 #include "launcher/commands.h"
 #include "launcher/exit_code.h"
 #include "launcher/flags.h"
@@ -35,6 +36,7 @@ struct RunFlags {
   bool print_ids = false;
   bool parse_special = false;
   bool quiet = false;
+  std::string system;
 };
 
 constexpr size_t kMaxPromptBytes = 256u << 20;
@@ -102,9 +104,6 @@ int Run(RunFlags& f, const CommandLine& line) {
   if (f.max_tokens < -1)
     return ReportError(UsageError(absl::StrCat(
         "-n ", f.max_tokens, ": give a number of tokens, or -1 to go on until the model ends")));
-  if (!f.prompt_given && f.prompt_file.empty()) {
-    return ReportError(UsageError("nothing to complete: give -p TEXT, -f FILE or -f - for a pipe"));
-  }
   SessionOptions options;
   options.argc = line.argc;
   options.argv = line.argv;
@@ -112,6 +111,9 @@ int Run(RunFlags& f, const CommandLine& line) {
   return RunSession(
       f.model, options,
       [&f](Session& session) -> absl::Status {
+        if (!f.prompt_given && f.prompt_file.empty()) {
+          return Chat({f.sampling, f.system, f.max_tokens, f.quiet}, session);
+        }
         SHOAL_ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(f));
         return Complete(f, prompt, session);
       },
@@ -124,7 +126,7 @@ int Run(RunFlags& f, const CommandLine& line) {
 
 void AddRunCommand(CLI::App& app, CommandLine& line) {
   auto flags = std::make_shared<RunFlags>();
-  CLI::App* run = app.add_subcommand("run", "complete a prompt");
+  CLI::App* run = app.add_subcommand("run", "complete a prompt, or chat when none is given");
   AddModelFlags(*run, flags->model);
   AddSamplingFlags(*run, flags->sampling);
   CLI::Option* prompt = run->add_option("-p,--prompt", flags->prompt, "text to continue");
@@ -133,6 +135,7 @@ void AddRunCommand(CLI::App& app, CommandLine& line) {
   run->add_option("-n,--predict,--max-tokens", flags->max_tokens,
                   "tokens to generate; -1: until the model ends")
       ->envname("SHOAL_PREDICT");
+  run->add_option("--system", flags->system, "system message of a chat");
   run->add_flag("--ignore-eos", flags->ignore_eos, "go on after an end token");
   run->add_flag("--special", flags->parse_special,
                 "control tokens in the prompt, such as <|im_end|>, count as such");
