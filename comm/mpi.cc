@@ -162,6 +162,7 @@ class MpiTransport final : public Transport {
   void OnFailure(const JobFailure& failure);
   bool SetBroken(const absl::Status& reason);
   absl::StatusOr<bool> Test(Pending* pending) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mpi_);
+  bool WaitUntilAllLeave();
   absl::Status Explain(absl::Status error);
   absl::Status CheckWait(const Pending& pending, Patience patience, Clock::duration waited);
   void ReapCopies() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mpi_);
@@ -213,10 +214,10 @@ MpiTransport::~MpiTransport() {
   }
   copies_changed_.SignalAll();
   if (progress_.joinable()) progress_.join();
-  healthy = !is_broken_.load(std::memory_order_acquire);
-  if (healthy) {
-    if (liveness_ != nullptr) liveness_->Leave();
+  if (WaitUntilAllLeave()) {
     MPI_Finalize();
+  } else {
+    healthy = false;
   }
   {
     MutexLock lock(&state_);
@@ -229,6 +230,21 @@ MpiTransport::~MpiTransport() {
     MutexLock lock(&mpi_);
     for (auto& copy : copies_) copy.release();
   }
+}
+
+// MPI_Finalize waits for every rank, for ever (and mpirun crashes over one that dies during it). So
+// the ranks enter it only when all of them are about to.
+bool MpiTransport::WaitUntilAllLeave() {
+  if (liveness_ == nullptr || is_broken_.load(std::memory_order_acquire)) return false;
+  liveness_->Leave();
+  Backoff backoff(may_spin_);
+  for (int r = 0; r < size_; ++r) {
+    while (!liveness_->has_left(r)) {
+      if (is_broken_.load(std::memory_order_acquire)) return false;
+      backoff.Pause();
+    }
+  }
+  return true;
 }
 
 void MpiTransport::StartSend(const void* data, int64_t bytes, int peer, int tag, Pending* pending) {

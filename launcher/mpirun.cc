@@ -287,7 +287,7 @@ int Mpirun::ExitCode() {
   }
   if (!wait_status_.has_value()) return kExitUnavailable;
   if (WIFEXITED(*wait_status_) && WEXITSTATUS(*wait_status_) == 0) return kExitOk;
-  if (noise_.rank_failed() && WIFEXITED(*wait_status_)) return WEXITSTATUS(*wait_status_);
+  if (noise_.exit_code().has_value()) return *noise_.exit_code();
   const std::string how = WIFEXITED(*wait_status_)
                               ? absl::StrCat("exit code ", WEXITSTATUS(*wait_status_))
                               : absl::StrCat("signal ", WTERMSIG(*wait_status_));

@@ -48,8 +48,8 @@ class MpirunNoise {
   std::optional<std::string> loss() const;
   // The signal that ended the first rank, as mpirun tells.
   std::optional<int> signal() const { return signal_; }
-  // A rank ended by itself with a nonzero code (and has said why).
-  bool rank_failed() const { return rank_failed_; }
+  // The nonzero exit code with which the first rank ended by itself (and has said why).
+  std::optional<int> exit_code() const { return exit_code_; }
   // mpirun's own notices, for when nothing else explains its failure.
   const std::string& notices() const { return notices_; }
 
@@ -67,7 +67,7 @@ class MpirunNoise {
   std::string rank_loss_;    // as a rank told
   std::string signal_loss_;  // as mpirun told
   std::optional<int> signal_;
-  bool rank_failed_ = false;
+  std::optional<int> exit_code_;
   std::vector<std::string> said_;  // "shoal: " lines so far: every rank says the same
 };
 

@@ -177,7 +177,16 @@ void MpirunNoise::EndBlock() {
                                 " was lost: killed by signal ", what);
     return;
   }
-  if (text.find("exited with non-zero status") != std::string::npos) rank_failed_ = true;
+  // The first process to do so was: Process name: [[23044,1],0] Exit code: 66
+  const size_t code = text.find("Exit code:");
+  if (code != std::string::npos && text.find("exited with non-zero status") != std::string::npos) {
+    const size_t digits = text.find_first_of("0123456789", code);
+    const std::string_view word =
+        digits == std::string::npos
+            ? std::string_view()
+            : std::string_view(text).substr(digits, text.find_first_of(" \n", digits) - digits);
+    if (absl::SimpleAtoi(absl::string_view(word.data(), word.size()), &number)) exit_code_ = number;
+  }
   for (const std::string& line : block) TakeNotice(line);
 }
 
