@@ -8,11 +8,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "comm/comm_bench.h"
 #include "fmt/format.h"
 #include "kernels/cpu/kernel_bench.h"
 #include "kernels/status_macros.h"
@@ -20,6 +22,7 @@
 #include "launcher/exit_code.h"
 #include "launcher/flags.h"
 #include "launcher/session.h"
+#include "launcher/world.h"
 #include "nlohmann/json.hpp"
 
 namespace shoal {
@@ -37,6 +40,7 @@ struct BenchFlags {
   std::string output = "md";
   bool quiet = false;
   bool kernels = false;
+  bool comm = false;
   std::string kernel_types;
 };
 
@@ -282,7 +286,43 @@ int BenchKernelsAlone(const BenchFlags& f) {
   return kExitOk;
 }
 
+absl::Status MeasureComm(Communicator& world, Wire wire) {
+  CommBenchOptions options;
+  options.wire = wire;
+  if (world.rank() == 0) std::printf("%s\n", CommBenchHeader().c_str());
+  return RunCommBench(world, options, [](const CommBenchRow& row) {
+    std::printf("%s\n", FormatCommBenchRow(row).c_str());
+    std::fflush(stdout);
+  });
+}
+
+// shoal bench --comm: the all-reduce alone, over the ranks that the same flags would start for a
+// model.
+int BenchComm(const BenchFlags& f, const CommandLine& line) {
+  const absl::StatusOr<EngineOptions> options = ToEngineOptions(f.model);
+  if (!options.ok()) return ReportError(options.status());
+  const int ranks = f.model.tp * f.model.pp;
+  if (f.model.in_process) {
+    auto worlds = MakeInProcessCommunicators(ranks);
+    std::vector<absl::Status> statuses(ranks);
+    std::vector<std::thread> threads;
+    for (int r = 0; r < ranks; ++r) {
+      threads.emplace_back([&, r] { statuses[r] = MeasureComm(*worlds[r], options->wire); });
+    }
+    for (std::thread& t : threads) t.join();
+    return ReportError(statuses[0]);
+  }
+  absl::StatusOr<std::optional<int>> launched =
+      MaybeLaunchRanks(ToWorldOptions(f.model), line.argc, line.argv);
+  if (!launched.ok()) return ReportError(launched.status());
+  if (launched->has_value()) return **launched;
+  absl::StatusOr<std::unique_ptr<Communicator>> world = OpenWorld(ToWorldOptions(f.model));
+  if (!world.ok()) return ReportError(world.status());
+  return ReportError(MeasureComm(**world, options->wire));
+}
+
 int Bench(const BenchFlags& f, const CommandLine& line) {
+  if (f.comm) return BenchComm(f, line);
   if (f.kernels) return BenchKernelsAlone(f);
   absl::StatusOr<std::vector<Test>> tests = MakeTests(f);
   if (!tests.ok()) return ReportError(tests.status());
@@ -333,6 +373,8 @@ void AddBenchCommand(CLI::App& app, CommandLine& line) {
       ->check(CLI::IsMember({"md", "json", "csv"}));
   bench->add_flag("--kernels", flags->kernels,
                   "measure the matrix products of each type, and the machine's limits");
+  bench->add_flag("--comm", flags->comm,
+                  "measure the all-reduce between the ranks, in nccl-tests' columns");
   bench->add_option("--types", flags->kernel_types,
                     "with --kernels: only these, such as q4_0,q8_0");
   bench->add_flag("-q,--quiet", flags->quiet, "results only");
