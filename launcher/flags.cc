@@ -1,6 +1,10 @@
 #include "launcher/flags.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <map>
 #include <vector>
 
@@ -8,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "launcher/exit_code.h"
+#include "offload/memory_budget.h"
 
 namespace shoal {
 
@@ -35,6 +40,11 @@ void AddModelFlags(CLI::App& app, ModelFlags& f) {
       ->envname("SHOAL_WIRE");
   app.add_option("-b,--batch-size", f.rows, "tokens computed in one step")
       ->envname("SHOAL_BATCH_SIZE");
+  app.add_option("--ram", f.ram,
+                 "memory that the ranks of a host may take, such as 4G; what does not fit is "
+                 "streamed from disk "
+                 "(default: what is free, a cgroup's limit included)")
+      ->envname("SHOAL_RAM");
   app.add_flag("--in-process", f.in_process, "ranks are threads of this process, without MPI")
       ->envname("SHOAL_IN_PROCESS");
   app.add_option("--hostfile", f.hostfile, "hosts to start ranks on, as mpirun reads it")
@@ -46,6 +56,14 @@ void AddModelFlags(CLI::App& app, ModelFlags& f) {
 }
 
 namespace {
+
+// Resident bytes of this process now.
+int64_t OwnMemory() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t pages = 0, resident = 0;
+  statm >> pages >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
+}
 
 absl::StatusOr<std::vector<double>> ParseSplit(const std::string& text, int tp) {
   std::vector<double> shares;
@@ -106,6 +124,24 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
   o.rows = f.rows;
   o.cpu.threads = f.threads;
   return o;
+}
+
+absl::StatusOr<int64_t> RankMemoryLimit(const std::string& ram, int ranks, int processes) {
+  // Threads' stacks, the tokenizer's tables, buffers of batches: what is not counted piece by
+  // piece.
+  constexpr int64_t kUncounted = 64 << 20;
+  int64_t bytes = 0;
+  if (ram.empty()) {
+    // A system that does not say what is free is not limited by us.
+    const absl::StatusOr<FreeMemory> free = ReadFreeMemory();
+    if (!free.ok()) return 0;
+    bytes = free->available - DefaultMargin(free->available);
+  } else {
+    const absl::StatusOr<int64_t> given = ParseBytes(ram);
+    if (!given.ok()) return UsageError(absl::StrCat("--ram ", ram, ": ", given.status().message()));
+    bytes = *given - processes * OwnMemory();
+  }
+  return std::max<int64_t>(1, bytes / ranks - kUncounted);
 }
 
 WorldOptions ToWorldOptions(const ModelFlags& f) {

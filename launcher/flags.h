@@ -23,6 +23,7 @@ struct ModelFlags {
   std::string kv_type = "f16";
   std::string wire = "f32";
   int rows = 512;
+  std::string ram;          // bytes for the ranks of a host, such as 4G; empty: what is free
   bool in_process = false;  // ranks are threads of this process
   std::string hostfile;
   std::string hosts;
@@ -32,6 +33,9 @@ struct ModelFlags {
 void AddModelFlags(CLI::App& app, ModelFlags& flags);
 // kInvalidArgument with the usage exit code.
 absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& flags);
+// What each of this host's `ranks` may take, which are threads of one or ranks of `processes`
+// processes: its share of --ram, or of what is really free.
+absl::StatusOr<int64_t> RankMemoryLimit(const std::string& ram, int ranks, int processes);
 WorldOptions ToWorldOptions(const ModelFlags& flags);
 
 void AddSamplingFlags(CLI::App& app, SamplingParams& params);

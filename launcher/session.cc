@@ -17,6 +17,7 @@
 #include "kernels/status_macros.h"
 #include "launcher/demo_model.h"
 #include "launcher/exit_code.h"
+#include "launcher/progress_bar.h"
 #include "launcher/world.h"
 
 namespace shoal {
@@ -46,6 +47,15 @@ RankReport MakeReport(const Rank& rank, const Communicator& world) {
   r.memory = rank.memory();
   r.layer_begin = static_cast<int>(rank.mesh().plan().layers.begin);
   r.layer_end = static_cast<int>(rank.mesh().plan().layers.end);
+  if (const WeightStreamer* streamer = rank.weights().streamer) {
+    const StreamStats s = streamer->stats();
+    r.read_bytes = s.bytes_read;
+    r.read_seconds = s.busy_s;
+    r.wait_seconds = s.wait_s;
+    r.read_cpu_seconds = s.io_cpu_s;
+    r.read_depth = s.depth;
+    std::snprintf(r.reader, sizeof r.reader, "%s", s.engine.c_str());
+  }
   return r;
 }
 
@@ -77,34 +87,18 @@ absl::Status AgreeOn(const absl::Status& mine, Communicator& world) {
   return absl::OkStatus();
 }
 
-class ProgressBar {
- public:
-  explicit ProgressBar(bool enabled) : enabled_(enabled && isatty(STDERR_FILENO) != 0) {}
-  void Show(int64_t done, int64_t total) {
-    const int percent = total > 0 ? static_cast<int>(done * 100 / total) : 100;
-    if (!enabled_ || percent == last_) return;
-    last_ = percent;
-    std::fprintf(stderr, "\rloading %3d %% of %.2f GB", percent, static_cast<double>(total) / 1e9);
-  }
-  ~ProgressBar() {
-    if (last_ >= 0) std::fprintf(stderr, "\r\033[K");
-  }
-
- private:
-  bool enabled_;
-  int last_ = -1;
-};
-
 // What all ranks of this process share.
 struct Loaded {
   std::unique_ptr<Checkpoint> checkpoint;
   ModelConfig config;
   EngineOptions options;
   std::unique_ptr<Tokenizer> tokenizer;
+  std::string ram;
 };
 
 absl::StatusOr<Loaded> LoadMetadata(const ModelFlags& flags, const SessionOptions& session) {
   Loaded l;
+  l.ram = flags.ram;
   SHOAL_ASSIGN_OR_RETURN(l.options, ToEngineOptions(flags));
   std::string path = flags.model;
   if (path.empty()) {
@@ -136,7 +130,7 @@ absl::Status RunRank(const Loaded& loaded, const EngineOptions& options,
   const Clock::time_point start = Clock::now();
   std::unique_ptr<Rank> rank;
   {
-    ProgressBar bar(world.rank() == 0 && !session.quiet);
+    ProgressBar bar("loading", world.rank() == 0 && !session.quiet);
     absl::StatusOr<std::unique_ptr<Rank>> created =
         Rank::Create(world, *loaded.checkpoint, loaded.config, options,
                      [&bar](int64_t done, int64_t total) { bar.Show(done, total); });
@@ -180,10 +174,12 @@ absl::Status RunInProcess(const Loaded& loaded, const SessionOptions& session,
   } else {
     worlds = MakeInProcessCommunicators(ranks);
   }
+  SHOAL_ASSIGN_OR_RETURN(const int64_t memory, RankMemoryLimit(loaded.ram, ranks, 1));
   std::vector<absl::Status> statuses(ranks);
   const auto run = [&](int r) {
     EngineOptions options = loaded.options;
     ShareCores(r, ranks, options.cpu);
+    options.memory = memory;
     statuses[r] = RunRank(loaded, options, session, *worlds[r], body, report);
     if (!statuses[r].ok()) worlds[r]->Abort(statuses[r]);
   };
@@ -217,9 +213,12 @@ int RunSession(const ModelFlags& flags, const SessionOptions& session,
   absl::StatusOr<std::unique_ptr<Communicator>> world = OpenWorld(world_options);
   if (!world.ok()) return ReportError(world.status());
   absl::Status status = AgreeOn(loaded.status(), **world);
+  absl::StatusOr<int64_t> memory = RankMemoryLimit(flags.ram, LocalSize(), LocalSize());
+  if (status.ok()) status = AgreeOn(memory.status(), **world);
   if (status.ok()) {
     EngineOptions options = loaded->options;
     ShareCores(LocalRank(), LocalSize(), options.cpu);
+    options.memory = *memory;
     status = RunRank(*loaded, options, session, **world, body, report);
   }
   // Every rank knows the outcome; one of them says it.
@@ -237,6 +236,14 @@ std::string FormatReports(const std::vector<RankReport>& reports) {
         "peak {:.1f} MB\n",
         r, x.host, x.backend, x.layer_begin, x.layer_end - 1, mb(x.memory.weights), mb(x.memory.kv),
         mb(x.memory.workspace), mb(x.peak_bytes));
+    if (x.read_bytes == 0) continue;
+    out += fmt::format(
+        "rank {} reads {:.1f} MB for each token: {:.2f} GB in {:.2f} s ({:.2f} GB/s; {}, depth "
+        "{}), waited "
+        "{:.2f} s, {:.2f} s of CPU\n",
+        r, mb(x.memory.streamed), static_cast<double>(x.read_bytes) / 1e9, x.read_seconds,
+        static_cast<double>(x.read_bytes) / 1e9 / std::max(1e-9, x.read_seconds), x.reader,
+        x.read_depth, x.wait_seconds, x.read_cpu_seconds);
   }
   return out;
 }

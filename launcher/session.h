@@ -24,6 +24,13 @@ struct RankReport {
   int64_t peak_bytes = 0;  // VmHWM of the process
   RankMemory memory;
   int layer_begin = 0, layer_end = 0;
+  // Streaming from disk: zeros when everything is in memory.
+  int64_t read_bytes = 0;
+  double read_seconds = 0;  // reads were in flight
+  double wait_seconds = 0;  // the forward pass waited for them
+  double read_cpu_seconds = 0;
+  int read_depth = 0;
+  char reader[96] = {};  // "io_uring with registered buffers, direct"
 };
 
 // Rank 0's view; lives while the command runs.

@@ -75,7 +75,9 @@ absl::Status Model::Embed(const Batch& batch) {
     const bool mine = batch.tokens[i] >= plan_.vocab.begin && batch.tokens[i] < plan_.vocab.end;
     local_ids_[i] = mine ? batch.tokens[i] - static_cast<int32_t>(plan_.vocab.begin) : -1;
   }
-  SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kEmbedding, -1));
+  const auto ids = absl::MakeConstSpan(local_ids_).first(batch.rows());
+  SHOAL_ASSIGN_OR_RETURN(const uint8_t* rows, weights_.AcquireRows(embedding_unit_, ids));
+  const Unit w(weights_, embedding_unit_, layout_.units[embedding_unit_], rows);
   backend_.Embed(w.matrix(Role::kEmbedding), absl::MakeSpan(local_ids_).first(batch.rows()), x_);
   // One rank's row and zeros from the others: exact only in f32.
   return mesh_.tp().AllReduceSum(x_, int64_t{batch.rows()} * config_.dim, Wire::kF32);
@@ -142,6 +144,12 @@ absl::Status Model::MixtureOfExperts(int layer) {
 
   std::vector<bool> used(config_.experts, false);
   for (int i = 0; i < rows_.total() * config_.experts_used; ++i) used[expert_ids_[i]] = true;
+  const std::vector<int>& layer_units = units_of_layer_[layer - plan_.layers.begin];
+  std::vector<int> chosen;
+  for (int e = 0; e < config_.experts; ++e) {
+    if (used[e]) chosen.push_back(layer_units[2 + e]);
+  }
+  weights_.Prefetch(chosen);
   std::vector<Unit> units;  // held until the product is done
   std::vector<PackedMatrix> gate(config_.experts), up(config_.experts), down(config_.experts);
   for (int e = 0; e < config_.experts; ++e) {

@@ -9,6 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/status_macros.h"
+#include "offload/memory_budget.h"
+#include "shard/placement.h"
 
 namespace shoal {
 namespace {
@@ -146,14 +148,7 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
                          MemoryNeeded(checkpoint, config, options, plan, *rank->backend_));
   SHOAL_ASSIGN_OR_RETURN(rank->layout_, MakeWeightLayout(checkpoint, config, plan));
 
-  SHOAL_ASSIGN_OR_RETURN(rank->weight_bytes_, Buffer::Allocate(rank->layout_.bytes));
-  const int threads = std::max(1, options.cpu.threads);
-  SHOAL_RETURN_IF_ERROR(
-      LoadAll(checkpoint, rank->layout_, threads, rank->weight_bytes_.data(), progress));
-  std::vector<int64_t> offsets;
-  for (const WeightUnit& u : rank->layout_.units) offsets.push_back(u.offset);
-  rank->weights_ =
-      std::make_unique<ResidentWeights>(rank->weight_bytes_.data(), std::move(offsets));
+  SHOAL_RETURN_IF_ERROR(rank->LoadWeights(checkpoint, progress));
 
   const int blocks_per_slot = (options.context + kKvBlockTokens - 1) / kKvBlockTokens;
   SHOAL_ASSIGN_OR_RETURN(
@@ -162,11 +157,43 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
                       KvBlocks(options), options.sequences, blocks_per_slot));
   rank->kv_ = std::make_unique<KvCache>(std::move(kv));
   SHOAL_ASSIGN_OR_RETURN(
-      rank->model_, Model::Create(rank->config_, rank->layout_, LimitsOf(options), options.wire,
-                                  *rank->mesh_, *rank->backend_, *rank->weights_, *rank->kv_));
+      rank->model_,
+      Model::Create(rank->config_, rank->layout_, LimitsOf(options), options.wire, *rank->mesh_,
+                    *rank->backend_, *rank->weights_.source, *rank->kv_));
   if (plan.last_stage) rank->logits_.resize(kLogitSlice * plan.vocab.size());
   rank->kept_.resize(rank->plan_.pp + 1);
   return rank;
+}
+
+// Places the weights in what the rest leaves of the rank's memory, and opens them there.
+absl::Status Rank::LoadWeights(const Checkpoint& checkpoint, const Progress& progress) {
+  const int64_t others = memory_.kv + memory_.workspace;
+  const int64_t budget =
+      options_.memory > 0 ? options_.memory - others : std::numeric_limits<int64_t>::max();
+  const absl::StatusOr<Placement> placement = PlaceWeights(layout_, config_, budget, options_.rows);
+  if (!placement.ok()) {
+    const int64_t least = LeastWeightBytes(layout_, config_, options_.rows);
+    const int64_t token_bytes = memory_.kv / std::max(1, KvBlocks(options_) * kKvBlockTokens);
+    const int64_t tokens =
+        (options_.memory - memory_.workspace - least) / std::max<int64_t>(1, token_bytes);
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "this does not fit in ", FormatBytes(options_.memory), ":\n  weights    ",
+        FormatBytes(least), " at least, streamed (", FormatBytes(layout_.bytes),
+        " in all)\n  KV cache   ", FormatBytes(memory_.kv), " (", options_.kv_tokens,
+        " tokens)\n  workspace  ", FormatBytes(memory_.workspace), " (batches of ", options_.rows,
+        ")\n  together   ", FormatBytes(least + others), "\n",
+        tokens >= kKvBlockTokens
+            ? absl::StrCat("a context of ", tokens / options_.sequences, " tokens (-c) would fit")
+            : absl::StrCat("give it at least ", FormatBytes(least + others),
+                           ", or try a smaller batch (-b) and context (-c)")));
+  }
+  WeightStoreOptions store;
+  store.threads = std::max(1, options_.cpu.threads);
+  store.progress = progress;
+  SHOAL_ASSIGN_OR_RETURN(weights_, OpenWeights(checkpoint, layout_, *placement, store));
+  memory_.weights = placement->held_bytes;
+  memory_.streamed = placement->bytes_per_token();
+  return absl::OkStatus();
 }
 
 absl::Status Rank::Run(const Batch& batch) {

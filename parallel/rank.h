@@ -12,7 +12,6 @@
 #include "absl/status/statusor.h"
 #include "comm/communicator.h"
 #include "kernels/backend.h"
-#include "offload/weight_source.h"
 #include "parallel/batch.h"
 #include "parallel/kv_cache.h"
 #include "parallel/mesh.h"
@@ -23,6 +22,7 @@
 #include "shard/model_config.h"
 #include "shard/shard_plan.h"
 #include "shard/weight_layout.h"
+#include "shard/weight_store.h"
 
 namespace shoal {
 
@@ -35,6 +35,7 @@ struct EngineOptions {
   int rows = 512;     // of a batch
   int kv_tokens = 0;  // KV pool; 0: context * sequences
   bool prefix_cache = true;
+  int64_t memory = 0;  // bytes for all that the rank holds; 0: no limit, nothing is streamed
   CpuOptions cpu;
 };
 
@@ -44,7 +45,8 @@ absl::StatusOr<EngineOptions> ResolveOptions(const ModelConfig& config, EngineOp
 
 // Bytes a rank takes, by what for.
 struct RankMemory {
-  int64_t weights = 0;
+  int64_t weights = 0;   // with what streams them
+  int64_t streamed = 0;  // of the model, not in memory: read again for each token
   int64_t kv = 0;
   int64_t workspace = 0;
   int64_t total() const { return weights + kv + workspace; }
@@ -68,7 +70,7 @@ class Rank {
                                                       const EngineOptions& options,
                                                       const Progress& progress);
 
-  // What Create would allocate on rank `plan.rank`. Pure.
+  // What Create would allocate on rank `plan.rank` with all weights in memory. Pure.
   static absl::StatusOr<RankMemory> MemoryNeeded(const Checkpoint& checkpoint,
                                                  const ModelConfig& config,
                                                  const EngineOptions& options, const RankPlan& plan,
@@ -83,6 +85,7 @@ class Rank {
   const Mesh& mesh() const { return *mesh_; }
   const ShardPlan& plan() const { return plan_; }
   const RankMemory& memory() const { return memory_; }
+  const WeightStore& weights() const { return weights_; }
   std::string DescribeBackend() const { return backend_->Describe(); }
 
   // The loop of every rank but 0: until a stop batch. An error breaks the communicator for all.
@@ -90,6 +93,7 @@ class Rank {
 
  private:
   Rank() = default;
+  absl::Status LoadWeights(const Checkpoint& checkpoint, const Progress& progress);
   absl::StatusOr<std::vector<uint8_t>> ComputeResults(const Batch& batch);
   absl::StatusOr<std::vector<ShardRow>> DecodeResults(const Batch& batch,
                                                       const std::vector<uint8_t>& bytes,
@@ -102,8 +106,7 @@ class Rank {
   std::unique_ptr<Mesh> mesh_;
   std::unique_ptr<Backend> backend_;
   WeightLayout layout_;
-  Buffer weight_bytes_;
-  std::unique_ptr<WeightSource> weights_;
+  WeightStore weights_;
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<Model> model_;
   std::vector<float> logits_;  // [logit slice, vocab rows]

@@ -65,7 +65,14 @@ absl::Status WrongKind(const Checkpoint& c, const std::string& key, const Metada
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path) {
-  if (IsDirectory(path)) return ShardDirectory::Open(path);
+  if (IsDirectory(path)) {
+    absl::StatusOr<std::unique_ptr<ShardDirectory>> shards = ShardDirectory::Open(path);
+    if (absl::IsNotFound(shards.status())) {
+      return absl::FailedPreconditionError(shards.status().message());
+    }
+    SHOAL_RETURN_IF_ERROR(shards.status());
+    return *std::move(shards);
+  }
   SHOAL_ASSIGN_OR_RETURN(std::unique_ptr<ByteSource> file, OpenFileSource(path));
   const std::optional<SplitName> split = ParseSplitName(path);
   std::vector<std::unique_ptr<ByteSource>> parts;
