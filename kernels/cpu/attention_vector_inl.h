@@ -25,6 +25,7 @@ constexpr int kMaxParts = 16;
 
 struct F32Type {
   static constexpr bool kScaled = false;
+  static constexpr int kBytes = 4;
   static const uint8_t* Values(const uint8_t* x, int dims) { return x; }
   static Vec Load(const uint8_t* x, int64_t i) {
     return LoadF32(reinterpret_cast<const float*>(x) + i);
@@ -36,6 +37,7 @@ struct F32Type {
 
 struct F16Type {
   static constexpr bool kScaled = false;
+  static constexpr int kBytes = 2;
   static const uint8_t* Values(const uint8_t* x, int dims) { return x; }
   static Vec Load(const uint8_t* x, int64_t i) {
     return LoadF16(reinterpret_cast<const uint16_t*>(x) + i);
@@ -47,6 +49,7 @@ struct F16Type {
 
 struct Q8Type {
   static constexpr bool kScaled = true;
+  static constexpr int kBytes = 1;
   static const uint8_t* Values(const uint8_t* x, int dims) {
     return x + 2 * kBlockTokens * ((dims + kPartDims - 1) / kPartDims);
   }
@@ -68,6 +71,14 @@ void ScoreTile(const AttendArgs& args, int first, int block) {
   SHOAL_UNROLL for (int b = 0; b < kBlocks; ++b) {
     k[b] = Type::Values(args.k[block + b], args.head_dim);
   }
+  // What comes next: the following blocks of K, then the first of V. Blocks lie anywhere in memory
+  // and K of one head is 2 KiB of a block, too short for the hardware's prefetcher to help.
+  const uint8_t* next[kBlocks];
+  SHOAL_UNROLL for (int b = 0; b < kBlocks; ++b) {
+    const int at = block + kBlocks + b;
+    const int v_at = at - args.block_end + args.block_begin;
+    next[b] = at < args.block_end ? args.k[at] : args.v[v_at < args.block_end ? v_at : block];
+  }
   Vec acc[kQueries][kVecs];
   SHOAL_UNROLL for (int i = 0; i < kQueries; ++i) {
     SHOAL_UNROLL for (int v = 0; v < kVecs; ++v) acc[i][v] = Set(0);
@@ -83,6 +94,9 @@ void ScoreTile(const AttendArgs& args, int first, int block) {
       }
     }
     for (int d = begin; d < end; ++d) {
+      SHOAL_UNROLL for (int b = 0; b < kBlocks; ++b) {
+        __builtin_prefetch(next[b] + d * kBlockTokens * Type::kBytes);
+      }
       Vec kv[kVecs];
       SHOAL_UNROLL for (int v = 0; v < kVecs; ++v) {
         kv[v] = Type::Load(k[v / kBlockVecs], d * kBlockTokens + v % kBlockVecs * kLanes);
@@ -176,7 +190,14 @@ void OutputTile(const AttendArgs& args, int first, int dim, int partial) {
         Store(scales + i, LoadF16(half + i));
       }
     }
+    constexpr int kAhead =
+        2;  // blocks; further would push out what is yet to be used from the L1 cache
+    const uint8_t* next = args.v[block + kAhead < args.block_end ? block + kAhead : block];
     for (int t = 0; t < tokens; ++t) {
+      SHOAL_UNROLL for (int line = 0; line < kVecs * kLanes * Type::kBytes; line += 64) {
+        __builtin_prefetch(next + (static_cast<int64_t>(t) * args.head_dim + dim) * Type::kBytes +
+                           line);
+      }
       Vec x[kVecs];
       SHOAL_UNROLL for (int v = 0; v < kVecs; ++v) {
         const int at = dim + v * kLanes;
