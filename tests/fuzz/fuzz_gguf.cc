@@ -1,5 +1,7 @@
 // Any bytes as a GGUF: opened, read as a model, planned, laid out and loaded, as `shoal run` would.
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -43,13 +45,25 @@ void TryModel(const Checkpoint& checkpoint, const ShardRequest& request) {
   }
 }
 
+// One part, or two where a second magic stands in the bytes: then they are the parts of a split
+// model.
+std::vector<std::unique_ptr<ByteSource>> PartsOf(absl::Span<const uint8_t> bytes) {
+  constexpr uint8_t kMagic[] = {'G', 'G', 'U', 'F'};
+  std::vector<std::unique_ptr<ByteSource>> parts;
+  const auto second = bytes.size() < 4 ? bytes.end()
+                                       : std::search(bytes.begin() + 4, bytes.end(),
+                                                     std::begin(kMagic), std::end(kMagic));
+  const size_t cut = second - bytes.begin();
+  parts.push_back(MakeMemorySource("fuzz.gguf", bytes.subspan(0, cut)));
+  if (cut < bytes.size()) parts.push_back(MakeMemorySource("second.gguf", bytes.subspan(cut)));
+  return parts;
+}
+
 }  // namespace
 }  // namespace shoal
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  std::vector<std::unique_ptr<shoal::ByteSource>> parts;
-  parts.push_back(shoal::MakeMemorySource("fuzz.gguf", absl::MakeConstSpan(data, size)));
-  const auto checkpoint = shoal::OpenGguf(std::move(parts));
+  const auto checkpoint = shoal::OpenGguf(shoal::PartsOf(absl::MakeConstSpan(data, size)));
   if (!checkpoint.ok()) return 0;
   SHOAL_CHECK(
       !shoal::InspectText(**checkpoint).empty() && !shoal::InspectJson(**checkpoint).empty(),

@@ -1,6 +1,7 @@
 // fuzz_seeds DIR: writes small valid GGUF files into DIR, where the fuzzers start from.
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 #include "tests/shard/gguf_writer.h"
@@ -59,10 +60,17 @@ void WriteSeeds(const std::string& dir) {
   vocabulary.Strings("tokenizer.ggml.tokens", {"<unk>", "a", "b"});
   vocabulary.F32s("tokenizer.ggml.scores", {0, -1, -2});
   vocabulary.WriteTo(dir + "/vocabulary.gguf");
-  GgufWriter split;
-  split.U16("split.no", 0);
-  split.U16("split.count", 2);
-  split.WriteTo(dir + "/split.gguf");
+  // Two parts behind each other, as fuzz_gguf cuts them apart.
+  std::string parts;
+  for (uint16_t i = 0; i < 2; ++i) {
+    GgufWriter split;
+    split.U16("split.no", i);
+    split.U16("split.count", 2);
+    split.I32("split.tensors.count", 2);
+    split.Tensor(i == 0 ? "a" : "b", DType::kF32, {2}, std::string(8, '\0'));
+    parts += split.Bytes();
+  }
+  std::ofstream(dir + "/split.gguf", std::ios::binary) << parts;
 }
 
 }  // namespace

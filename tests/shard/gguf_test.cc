@@ -145,7 +145,7 @@ TEST(GgufBadInput, FilesThatCannotBeRead) {
   ExpectRefused(OpenCheckpoint(dir.File("none.gguf")).status(), absl::StatusCode::kNotFound,
                 "none.gguf");
   ExpectRefused(OpenCheckpoint(dir.path()).status(), absl::StatusCode::kFailedPrecondition,
-                "directory");
+                "no shard directory");
   const std::string fifo = dir.File("fifo");
   ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
   ExpectRefused(OpenCheckpoint(fifo).status(), absl::StatusCode::kFailedPrecondition,
@@ -171,14 +171,22 @@ TEST(GgufBadInput, NoGguf) {
   ExpectRefused(OpenBytes(w.Bytes()).status(), absl::StatusCode::kUnimplemented, "big-endian");
 }
 
-TEST(GgufBadInput, EveryPrefixIsRefused) {
+// About ten kilobytes, and two ranks can share it.
+TinyModel SmallModel() {
   TinyModel m;
   m.dim = 32;
   m.heads = m.kv_heads = 2;
-  m.head_dim = 16;
-  m.ffn = 32;
-  m.vocab = 40;
+  m.head_dim = 32;
+  m.ffn = 64;
+  m.vocab = 20;
   m.layers = 1;
+  m.tied = true;
+  m.type = DType::kQ4_0;
+  return m;
+}
+
+TEST(GgufBadInput, EveryPrefixIsRefused) {
+  const TinyModel m = SmallModel();
   const std::string bytes = TinyModelGguf(m).Bytes();
   ASSERT_TRUE(OpenBytes(bytes).ok());
   for (size_t n = 0; n < bytes.size(); ++n) {
@@ -189,20 +197,14 @@ TEST(GgufBadInput, EveryPrefixIsRefused) {
 
 // Whatever a flipped byte makes of a file: never a crash, and what still opens can be loaded.
 TEST(GgufBadInput, FlippedBytesNeverCrash) {
-  TinyModel m;
-  m.dim = 32;
-  m.heads = m.kv_heads = 2;
-  m.head_dim = 16;
-  m.ffn = 32;
-  m.vocab = 40;
-  m.layers = 1;
+  const TinyModel m = SmallModel();
   const GgufWriter w = TinyModelGguf(m);
   const std::string good = w.Bytes();
   const size_t header = w.Header().size();
   std::mt19937 random(7);
   int refused = 0, loaded = 0;
   for (size_t at = 0; at < header; ++at) {
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < 2; ++k) {
       std::string bytes = good;
       bytes[at] = static_cast<char>(k == 0 ? 0xFF : bytes[at] ^ (1 << (random() % 8)));
       const auto c = OpenBytes(bytes);
@@ -224,8 +226,8 @@ TEST(GgufBadInput, FlippedBytesNeverCrash) {
       ++loaded;
     }
   }
-  EXPECT_GT(refused, 1000);
-  EXPECT_GT(loaded, 100);
+  EXPECT_GT(refused, 500);
+  EXPECT_GT(loaded, 50);
 }
 
 TEST(GgufBadInput, HugeDimensions) {
