@@ -42,7 +42,7 @@ struct Batch {
   struct LogitRow {
     int32_t row = 0;
     int32_t candidates = 0;     // best tokens of each vocabulary shard; 0: the whole row
-    float inv_temperature = 1;  // of the log-sum-exp that comes with the candidates
+    float inv_temperature = 1;  // of the log-sum-exp that comes along; 0: none is wanted
     int32_t target = -1;  // >= 0: only this token's logit and the log-sum-exp (scoring a text)
   };
 

@@ -43,7 +43,8 @@ void AppendRow(const Batch::LogitRow& row, const float* logits, const Extent& vo
     out.insert(out.end(), static_cast<const uint8_t*>(p), static_cast<const uint8_t*>(p) + n);
   };
   const bool scored = row.target >= 0;
-  const double lse = LogSumExp(all, scored ? 1 : row.inv_temperature);
+  const float scale = scored ? 1 : row.inv_temperature;
+  const double lse = scale > 0 ? LogSumExp(all, scale) : 0;
   append(&lse, sizeof lse);
   if (scored) {
     const bool mine = row.target >= vocab.begin && row.target < vocab.end;

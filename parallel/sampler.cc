@@ -104,7 +104,8 @@ Cut TopPMinP(const SamplingParams& p, absl::Span<const double> weights, double t
 std::optional<int32_t> Draw(const SamplingParams& p, std::vector<Candidate>& candidates,
                             bool complete, double log_sum_exp, size_t position) {
   KeepBest(candidates, p.top_k);
-  const bool top_k_cuts = p.top_k > 0 && candidates.size() == static_cast<size_t>(p.top_k);
+  // Fewer than top_k candidates are the whole vocabulary.
+  const bool top_k_cuts = p.top_k > 0;
   std::vector<double> weights(candidates.size());
   const double scale = 1.0 / p.temperature;
   const double best = candidates[0].logit;

@@ -131,8 +131,10 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     if (run.pos + run.rows == static_cast<int>(s.tokens.size())) {
       Batch::LogitRow logit{run.row + run.rows - 1, CandidatesNeeded(s.request.sampling, s.tokens),
                             1};
-      if (s.request.sampling.temperature > 0)
-        logit.inv_temperature = 1 / s.request.sampling.temperature;
+      // Greedy and top-k draws need no sum over the vocabulary.
+      const SamplingParams& sampling = s.request.sampling;
+      const bool open = sampling.temperature > 0 && sampling.top_k <= 0;
+      logit.inv_temperature = open ? 1 / sampling.temperature : 0;
       batch.logits.push_back(logit);
       step.sequences.push_back(s.id);
       s.awaiting_sample = true;
