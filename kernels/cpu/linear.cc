@@ -369,18 +369,19 @@ void LinearEngine::Impl::MultiplyBf16(const Job& job, const Operand& operand, in
   const int panels = static_cast<int>(panel_end - panel_begin);
   uint8_t* unpacked = scratch(thread);
   float* c = reinterpret_cast<float*>(unpacked + kBf16ScratchBytes);
-  const int64_t col = panel_begin * kPanelRows;
-  const int n = static_cast<int>(std::min<int64_t>(panels * kPanelRows, shape.rows - col));
   for (int r = 0; r < job.count; r += kBf16Rows) {
     const int m = std::min(kBf16Rows, job.count - r);
     const Bf16Operand a = {operand.bf16 + (job.first + r) * 32, operand.bf16_rows};
     kernels.bf16(shape, job.weight->panel(panel_begin), panels, a, m, unpacked, c);
     for (int i = 0; i < m; ++i) {
       const int64_t row = job.out_row != nullptr ? job.out_row[r + i] : job.first + r + i;
-      StoreTile(c + int64_t{i} * panels * kPanelRows,
-                job.bias != nullptr ? job.bias + col : nullptr,
-                job.row_scale != nullptr ? job.row_scale[r + i] : 1, job.accumulate, n,
-                job.out + row * job.stride + col);
+      const float scale = job.row_scale != nullptr ? job.row_scale[r + i] : 1;
+      for (int p = 0; p < panels; ++p) {
+        const int64_t col = (panel_begin + p) * kPanelRows;
+        const int n = static_cast<int>(std::min<int64_t>(kPanelRows, shape.rows - col));
+        StoreTile(c + Bf16ResultAt(panels, i, p), job.bias != nullptr ? job.bias + col : nullptr,
+                  scale, job.accumulate, n, job.out + row * job.stride + col);
+      }
     }
   }
 }

@@ -143,101 +143,116 @@ constexpr TileConfig kConfig;
 // The tile intrinsics do not tell the compiler which memory they touch.
 inline __attribute__((always_inline)) void Fence() { __asm__ volatile("" : : : "memory"); }
 
-// 32 rows x 2 panels: c [32][c_stride] (+)= a * b over `steps` column blocks. Weight tiles go past
-// L1 (the stream load), where the activations live. `ahead` is what to fetch meanwhile, kAheadLines
-// lines per step.
+// Where a pair of tile rows and a pair of panels stand.
+struct Operands {
+  const uint16_t* a;  // [steps][.., 32 rows][32]
+  int64_t a_step;     // bf16 elements between column blocks
+  const uint8_t* b;   // tiles of the first panel; the second panel's follow kBlockSubs tiles later
+  int steps;          // column blocks
+  bool first;         // start at zero instead of at c
+  float* c;           // 4 tiles: rows 0 to 15 of the two panels, then rows 16 to 31
+  const uint8_t* ahead;  // what to fetch meanwhile: kAheadLines lines per step, a_step apart
+};
 constexpr int kAheadLines = 8;
-void Tiles2x2(const uint16_t* a, int64_t a_step, const uint8_t* b0, const uint8_t* b1, int steps,
-              bool first, float* c, int64_t c_stride_bytes, const uint8_t* ahead,
-              int64_t ahead_step) {
-  float* c1 = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(c) + 16 * c_stride_bytes);
+
+// 32 rows x 2 panels. Weight tiles go past L1 (the stream load), where the activations live.
+void Tiles2x2(const Operands& o) {
+  float* c = o.c;
+  const uint16_t* a = o.a;
+  const uint8_t* b = o.b;
+  const uint8_t* ahead = o.ahead;
   Fence();
-  if (first) {
+  if (o.first) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
   } else {
-    _tile_loadd(0, c, c_stride_bytes);
-    _tile_loadd(1, c + 16, c_stride_bytes);
-    _tile_loadd(2, c1, c_stride_bytes);
-    _tile_loadd(3, c1 + 16, c_stride_bytes);
+    _tile_loadd(0, c, 64);
+    _tile_loadd(1, c + 256, 64);
+    _tile_loadd(2, c + 512, 64);
+    _tile_loadd(3, c + 768, 64);
   }
-  for (int s = 0; s < steps; ++s) {
-    _tile_stream_loadd(6, b0, 64);
+  for (int s = 0; s < o.steps; ++s) {
+    _tile_stream_loadd(6, b, 64);
     _tile_loadd(4, a, 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_stream_loadd(7, b1, 64);
+    _tile_stream_loadd(7, b + kBlockSubs * kTileBytes, 64);
     _tile_dpbf16ps(1, 4, 7);
     _tile_loadd(5, a + 16 * 32, 64);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
-    for (int i = 0; i < kAheadLines; ++i)
+    for (int i = 0; i < kAheadLines; ++i) {
       _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * i), _MM_HINT_T1);
-    ahead += ahead_step;
-    a += a_step;
-    b0 += kTileBytes;
-    b1 += kTileBytes;
+    }
+    // The sums of the next pair of panels, which follow these.
+    for (int i = 0; i < 64; i += kBlockSubs) {
+      _mm_prefetch(reinterpret_cast<const char*>(c + 1024 + 16 * (i + s)), _MM_HINT_T0);
+    }
+    ahead += 2 * o.a_step;
+    a += o.a_step;
+    b += kTileBytes;
   }
-  _tile_stored(0, c, c_stride_bytes);
-  _tile_stored(1, c + 16, c_stride_bytes);
-  _tile_stored(2, c1, c_stride_bytes);
-  _tile_stored(3, c1 + 16, c_stride_bytes);
+  _tile_stored(0, c, 64);
+  _tile_stored(1, c + 256, 64);
+  _tile_stored(2, c + 512, 64);
+  _tile_stored(3, c + 768, 64);
   Fence();
 }
 
 // 32 rows x 1 panel, for the last of an odd number.
-void Tiles2x1(const uint16_t* a, int64_t a_step, const uint8_t* b, int steps, bool first, float* c,
-              int64_t c_stride_bytes) {
-  float* c1 = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(c) + 16 * c_stride_bytes);
+void Tiles2x1(const Operands& o) {
+  float* c = o.c;
+  const uint16_t* a = o.a;
+  const uint8_t* b = o.b;
   Fence();
-  if (first) {
+  if (o.first) {
     _tile_zero(0);
     _tile_zero(2);
   } else {
-    _tile_loadd(0, c, c_stride_bytes);
-    _tile_loadd(2, c1, c_stride_bytes);
+    _tile_loadd(0, c, 64);
+    _tile_loadd(2, c + 512, 64);
   }
-  for (int s = 0; s < steps; ++s) {
-    _tile_loadd(6, b, 64);
+  for (int s = 0; s < o.steps; ++s) {
+    _tile_stream_loadd(6, b, 64);
     _tile_loadd(4, a, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(5, a + 16 * 32, 64);
     _tile_dpbf16ps(2, 5, 6);
-    a += a_step;
+    a += o.a_step;
     b += kTileBytes;
   }
-  _tile_stored(0, c, c_stride_bytes);
-  _tile_stored(2, c1, c_stride_bytes);
+  _tile_stored(0, c, 64);
+  _tile_stored(2, c + 512, 64);
   Fence();
 }
 
 void Bf16Panels(const PackedShape& shape, const uint8_t* panels_data, int panels,
                 const Bf16Operand& a, int m, uint8_t* scratch, float* c) {
   _tile_loadconfig(&kConfig);
-  const UnpackFn unpack = UnpackerOf(shape.type);
-  const int64_t panel_bytes = shape.panel_bytes();
   const int64_t subs = (shape.cols + 31) / 32;
   const int64_t a_step = a.row_stride * 32;
-  const int64_t c_stride = panels * kPanelRows;
+  const int pairs = (panels + 1) / 2;
+  const UnpackFn unpack = UnpackerOf(shape.type);
   for (int64_t begin = 0; begin < subs; begin += kBlockSubs) {
     const int steps = static_cast<int>(subs - begin < kBlockSubs ? subs - begin : kBlockSubs);
     for (int p = 0; p < panels; ++p) {
-      unpack(shape, panels_data + p * panel_bytes, begin, steps,
+      unpack(shape, panels_data + p * shape.panel_bytes(), begin, steps,
              scratch + p * kBlockSubs * kTileBytes);
     }
     for (int row = 0; row < m; row += 32) {
       const uint16_t* rows = a.data + begin * a_step + row * 32;
       for (int p = 0; p < panels; p += 2) {
+        // The pairs of panels share the next 32 rows among them.
+        const uint8_t* ahead =
+            reinterpret_cast<const uint8_t*>(rows + 32 * 32) + p / 2 * 64 * kAheadLines;
+        float* at = c + (row / 32 * pairs + p / 2) * 1024;
         const uint8_t* b = scratch + p * kBlockSubs * kTileBytes;
-        float* at = c + row * c_stride + p * kPanelRows;
+        const Operands o{rows, a_step, b, steps, begin == 0, at, ahead};
         if (p + 1 < panels) {
-          Tiles2x2(rows, a_step, b, b + kBlockSubs * kTileBytes, steps, begin == 0, at,
-                   4 * c_stride,
-                   reinterpret_cast<const uint8_t*>(rows + 32 * 32) + p / 2 * 64 * kAheadLines,
-                   2 * a_step);
+          Tiles2x2(o);
         } else {
-          Tiles2x1(rows, a_step, b, steps, begin == 0, at, 4 * c_stride);
+          Tiles2x1(o);
         }
       }
     }

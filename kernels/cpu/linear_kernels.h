@@ -50,7 +50,12 @@ inline constexpr int kBf16BlockCols = 512;  // columns unpacked at a time
 // Bytes of scratch one thread needs: unpacked weights.
 inline constexpr int64_t kBf16ScratchBytes =
     int64_t{kBf16Panels} * kPanelRows * kBf16BlockCols * sizeof(uint16_t);
-// c [m rounded up to 32][panels * 16], overwritten; reads rows up to the same multiple of 32.
+// c is overwritten: tiles of 16 rows x 1 panel, floats; reads rows up to a multiple of 32. Row i of
+// panel p starts at c + Bf16ResultAt(panels, i, p).
+inline int64_t Bf16ResultAt(int panels, int row, int panel) {
+  const int64_t block = row / 32 * ((panels + 1) / 2) + panel / 2;  // 2 x 2 tiles
+  return block * 1024 + row % 32 / 16 * 512 + panel % 2 * 256 + row % 16 * 16;
+}
 using Bf16Product = void (*)(const PackedShape& shape, const uint8_t* panels_data, int panels,
                              const Bf16Operand& a, int m, uint8_t* scratch, float* c);
 
