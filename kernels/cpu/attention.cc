@@ -41,7 +41,7 @@ struct TileSizes {
 
 TileSizes TileNumbers(int head_dim) {
   constexpr int64_t kPair = 2 * kTileElems;
-  return {kStateQueries / kTileQueries * TileSteps(head_dim) * kPair,
+  return {kStateQueries / kTileRows * TileSteps(head_dim) * kPair,
           kRunBlocks * TileSteps(head_dim) * kPair, kRunBlocks / 2 * TileVectors(head_dim) * kPair,
           int64_t{2} * kTileQueries * kProbStride};
 }
@@ -262,7 +262,7 @@ AttentionEngine::Layout AttentionEngine::MakeLayout(const Backend::Limits& limit
     l.bytes += DivUp(bytes, 64) * 64;
     return offset;
   };
-  l.acc_stride = RoundUp(limits.head_dim, kKvBlockTokens);
+  l.acc_stride = RoundUp(limits.head_dim, 32);
   const int64_t runs = DivUp(limits.context, kRunTokens);
   const int64_t split_rows = std::max<int64_t>(
       1, DivUp(int64_t{kItemsPerThread} * pool_->threads(), std::max(limits.heads, 1)));
@@ -351,7 +351,7 @@ void AttentionEngine::Run(const float* q, int64_t q_stride, const AttentionShape
 
 void AttentionEngine::PlanItems(Call* call, absl::Span<const Segment> segments) {
   const int chunk = std::min(kPrefillRows, kStateQueries / call->shape->group);
-  call->chunk_rows = chunk >= kTileQueries ? chunk / kTileQueries * kTileQueries : chunk;
+  call->chunk_rows = chunk >= kTileRows ? chunk / kTileRows * kTileRows : chunk;
   int64_t chunks = 0, runs = 0;
   for (const Segment& s : segments) {
     if (s.rows == 0) continue;
@@ -472,7 +472,7 @@ void AttentionEngine::WalkTiles(const Queries& queries, const Scratch& scratch) 
   const Call& call = queries.call;
   const int dims = call.shape->head_dim;
   const int count = queries.count();
-  const int64_t q_tile = int64_t{TileSteps(dims)} * 2 * kTileElems;
+  const int64_t q_numbers = int64_t{TileSteps(dims)} * 2 * kTileElems * kTileQueries / kTileRows;
   AttendArgs args = Arguments(call, scratch);
   for (int v = 0; v < count; v += kTileQueries) {
     const int n = std::min(kTileQueries, count - v);
@@ -480,7 +480,7 @@ void AttentionEngine::WalkTiles(const Queries& queries, const Scratch& scratch) 
       Clear(scratch.State(v + i), dims);
       args.q[i] = queries.Q(v + i);
     }
-    call.tiles->pack_q(args.q, n, dims, scratch.tile_q + v / kTileQueries * q_tile);
+    call.tiles->pack_q(args.q, n, dims, scratch.tile_q + v / kTileQueries * q_numbers);
   }
   const int first = call.FirstVisible(queries.Pos(0));
   const int last = queries.Pos(queries.rows - 1) + 1;
@@ -493,7 +493,7 @@ void AttentionEngine::WalkTiles(const Queries& queries, const Scratch& scratch) 
     for (int v = 0; v < count; v += kTileQueries) {
       const int n = std::min(kTileQueries, count - v);
       if (!queries.SetQueries(v, n, run, &args)) continue;
-      call.tiles->attend(args, {scratch.tile_q + v / kTileQueries * q_tile, scratch.tile_k,
+      call.tiles->attend(args, {scratch.tile_q + v / kTileQueries * q_numbers, scratch.tile_k,
                                 scratch.tile_v, scratch.tile_p});
       MergeRun(args, n, scratch, v);
     }

@@ -135,16 +135,16 @@ inline void StoreLeft(uint16_t* high, uint16_t* low, __m512 a, __m512 b) {
 
 void PackQ(const float* const* q, int queries, int head_dim, uint16_t* out) {
   const int steps = TileSteps(head_dim);
-  for (int step = 0; step < steps; ++step) {
-    uint16_t* high = out + step * kPair;
-    const __mmask16 mask_a = First(head_dim - step * 32), mask_b = First(head_dim - step * 32 - 16);
-    for (int row = 0; row < kTileQueries; ++row) {
+  for (int i = 0; i < kTileQueries; ++i) {
+    for (int step = 0; step < steps; ++step) {
       __m512 a = _mm512_setzero_ps(), b = _mm512_setzero_ps();
-      if (row < queries) {
-        a = _mm512_maskz_loadu_ps(mask_a, q[row] + step * 32);
-        b = _mm512_maskz_loadu_ps(mask_b, q[row] + step * 32 + 16);
+      if (i < queries) {
+        const int dims = head_dim - step * 32;
+        a = _mm512_maskz_loadu_ps(First(dims), q[i] + step * 32);
+        b = _mm512_maskz_loadu_ps(First(dims - 16), q[i] + step * 32 + 16);
       }
-      StoreLeft(high + row * 32, high + kTileElems + row * 32, a, b);
+      uint16_t* high = out + (i / kTileRows * steps + step) * kPair + i % kTileRows * 32;
+      StoreLeft(high, high + kTileElems, a, b);
     }
   }
 }
@@ -162,53 +162,51 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-// Scores of 16 queries and kBlocks blocks: accumulators 0..3, the queries in 4 and 5, K in 6 and 7.
-template <int kBlocks>
-void ScoreTiles(const AttendArgs& args, const TileArgs& tiles, int block) {
-  const int steps = TileSteps(args.head_dim);
-  const uint16_t* q = tiles.q;
-  const uint16_t* k = tiles.k + static_cast<int64_t>(block) * steps * kPair;
-  const int64_t next = static_cast<int64_t>(steps) * kPair;
+// The twelve products of a step: accumulators 0..3 are the left tiles a, b times the right tiles c,
+// d. Each operand is loaded once, and the products that one accumulator takes lie four apart, which
+// hides their latency.
+#define SHOAL_SPLIT_PRODUCT(a, b, left_low, left_stride, c, d) \
+  _tile_loadd(4, (a), (left_stride));                          \
+  _tile_loadd(5, (b), (left_stride));                          \
+  _tile_loadd(6, (c) + kTileElems, kTileBytes);                \
+  _tile_loadd(7, (d) + kTileElems, kTileBytes);                \
+  SHOAL_TILE_PRODUCTS; /* high * low */                        \
+  _tile_loadd(6, (c), kTileBytes);                             \
+  _tile_loadd(7, (d), kTileBytes);                             \
+  SHOAL_TILE_PRODUCTS; /* high * high */                       \
+  _tile_loadd(4, (a) + (left_low), (left_stride));             \
+  _tile_loadd(5, (b) + (left_low), (left_stride));             \
+  SHOAL_TILE_PRODUCTS /* low * high */
+#define SHOAL_TILE_PRODUCTS \
+  _tile_dpbf16ps(0, 4, 6);  \
+  _tile_dpbf16ps(1, 4, 7);  \
+  _tile_dpbf16ps(2, 5, 6);  \
+  _tile_dpbf16ps(3, 5, 7)
+
+inline void ZeroAccumulators() {
   _tile_zero(0);
-  if constexpr (kBlocks > 1) _tile_zero(1);
-  if constexpr (kBlocks > 2) _tile_zero(2);
-  if constexpr (kBlocks > 3) _tile_zero(3);
-  for (int step = 0; step < steps; ++step, q += kPair, k += kPair) {
-    _tile_loadd(4, q, kTileBytes);
-    _tile_loadd(5, q + kTileElems, kTileBytes);
-    _tile_loadd(6, k, kTileBytes);
-    _tile_loadd(7, k + kTileElems, kTileBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(0, 5, 6);
-    _tile_dpbf16ps(0, 4, 7);
-    if constexpr (kBlocks > 1) {
-      _tile_loadd(6, k + next, kTileBytes);
-      _tile_loadd(7, k + next + kTileElems, kTileBytes);
-      _tile_dpbf16ps(1, 4, 6);
-      _tile_dpbf16ps(1, 5, 6);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if constexpr (kBlocks > 2) {
-      _tile_loadd(6, k + 2 * next, kTileBytes);
-      _tile_loadd(7, k + 2 * next + kTileElems, kTileBytes);
-      _tile_dpbf16ps(2, 4, 6);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(2, 4, 7);
-    }
-    if constexpr (kBlocks > 3) {
-      _tile_loadd(6, k + 3 * next, kTileBytes);
-      _tile_loadd(7, k + 3 * next + kTileElems, kTileBytes);
-      _tile_dpbf16ps(3, 4, 6);
-      _tile_dpbf16ps(3, 5, 6);
-      _tile_dpbf16ps(3, 4, 7);
-    }
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// Scores of 32 queries and two blocks.
+void ScoreTiles(const AttendArgs& args, const TileArgs& tiles, int block) {
+  const int64_t row_of_tiles = static_cast<int64_t>(TileSteps(args.head_dim)) * kPair;
+  const uint16_t* q = tiles.q;
+  const uint16_t* k = tiles.k + block * row_of_tiles;
+  const uint16_t* q_end = q + row_of_tiles;
+  ZeroAccumulators();
+  for (; q < q_end; q += kPair, k += kPair) {
+    SHOAL_SPLIT_PRODUCT(q, q + row_of_tiles, kTileElems, kTileBytes, k, k + row_of_tiles);
   }
   float* scores = args.scores + block * kBlockTokens;
+  float* scores2 = scores + kTileRows * kRunTokens;
   constexpr int kRowBytes = kRunTokens * sizeof(float);
   _tile_stored(0, scores, kRowBytes);
-  if constexpr (kBlocks > 1) _tile_stored(1, scores + kBlockTokens, kRowBytes);
-  if constexpr (kBlocks > 2) _tile_stored(2, scores + 2 * kBlockTokens, kRowBytes);
-  if constexpr (kBlocks > 3) _tile_stored(3, scores + 3 * kBlockTokens, kRowBytes);
+  _tile_stored(1, scores + kBlockTokens, kRowBytes);
+  _tile_stored(2, scores2, kRowBytes);
+  _tile_stored(3, scores2 + kBlockTokens, kRowBytes);
 }
 
 // 2^x for x <= 0, to 4e-6 relative: the parts of p keep 2^-16. Exactly 0 for large negative x. The
@@ -289,63 +287,34 @@ void SoftmaxRow(const AttendArgs& args, int query, float top, uint16_t* high, ui
   args.sum[query] = sees ? _mm512_reduce_add_ps(sum) : 0;
 }
 
-// Outputs of 16 queries and kVectors vectors of dims: accumulators 0..3, p in 4 and 5, V in 6
-// and 7.
-template <int kVectors>
+// Outputs of 32 queries and two vectors of dims.
 void OutputTiles(const AttendArgs& args, const TileArgs& tiles, int vector) {
   const int64_t vectors = TileVectors(args.head_dim);
   constexpr int kProbBytes = kProbStride * sizeof(uint16_t);
-  _tile_zero(0);
-  if constexpr (kVectors > 1) _tile_zero(1);
-  if constexpr (kVectors > 2) _tile_zero(2);
-  if constexpr (kVectors > 3) _tile_zero(3);
+  constexpr int kLow = kTileQueries * kProbStride;
+  ZeroAccumulators();
   for (int pair = args.block_begin / 2; pair < (args.block_end + 1) / 2; ++pair) {
     const uint16_t* p = tiles.p + pair * 32;
     const uint16_t* v = tiles.v + (pair * vectors + vector) * kPair;
-    _tile_loadd(4, p, kProbBytes);
-    _tile_loadd(5, p + kTileQueries * kProbStride, kProbBytes);
-    _tile_loadd(6, v, kTileBytes);
-    _tile_loadd(7, v + kTileElems, kTileBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(0, 5, 6);
-    _tile_dpbf16ps(0, 4, 7);
-    if constexpr (kVectors > 1) {
-      _tile_loadd(6, v + kPair, kTileBytes);
-      _tile_loadd(7, v + kPair + kTileElems, kTileBytes);
-      _tile_dpbf16ps(1, 4, 6);
-      _tile_dpbf16ps(1, 5, 6);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if constexpr (kVectors > 2) {
-      _tile_loadd(6, v + 2 * kPair, kTileBytes);
-      _tile_loadd(7, v + 2 * kPair + kTileElems, kTileBytes);
-      _tile_dpbf16ps(2, 4, 6);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(2, 4, 7);
-    }
-    if constexpr (kVectors > 3) {
-      _tile_loadd(6, v + 3 * kPair, kTileBytes);
-      _tile_loadd(7, v + 3 * kPair + kTileElems, kTileBytes);
-      _tile_dpbf16ps(3, 4, 6);
-      _tile_dpbf16ps(3, 5, 6);
-      _tile_dpbf16ps(3, 4, 7);
-    }
+    SHOAL_SPLIT_PRODUCT(p, p + kTileRows * kProbStride, kLow, kProbBytes, v, v + kPair);
   }
   float* acc = args.acc + vector * 16;
+  float* acc2 = acc + static_cast<int64_t>(kTileRows) * args.acc_stride;
   const int64_t row_bytes = args.acc_stride * static_cast<int64_t>(sizeof(float));
   _tile_stored(0, acc, row_bytes);
-  if constexpr (kVectors > 1) _tile_stored(1, acc + 16, row_bytes);
-  if constexpr (kVectors > 2) _tile_stored(2, acc + 32, row_bytes);
-  if constexpr (kVectors > 3) _tile_stored(3, acc + 48, row_bytes);
+  _tile_stored(1, acc + 16, row_bytes);
+  _tile_stored(2, acc2, row_bytes);
+  _tile_stored(3, acc2 + 16, row_bytes);
 }
 
 void Attend(const AttendArgs& args, const TileArgs& tiles) {
   static constexpr TileConfig kConfig;
   _tile_loadconfig(&kConfig);
   Fence();
-  int block = args.block_begin;
-  for (; block + 4 <= args.block_end; block += 4) ScoreTiles<4>(args, tiles, block);
-  for (; block < args.block_end; ++block) ScoreTiles<1>(args, tiles, block);
+  // Blocks go in pairs; scores of a block that nobody sees are never looked at.
+  for (int block = args.block_begin & ~1; block < args.block_end; block += 2) {
+    ScoreTiles(args, tiles, block);
+  }
   Fence();
   float top[kTileQueries];
   MaxScores(args, top);
@@ -354,10 +323,9 @@ void Attend(const AttendArgs& args, const TileArgs& tiles) {
                tiles.p + (kTileQueries + i) * kProbStride);
   }
   Fence();
-  const int vectors = TileVectors(args.head_dim);
-  int vector = 0;
-  for (; vector + 4 <= vectors; vector += 4) OutputTiles<4>(args, tiles, vector);
-  for (; vector < vectors; ++vector) OutputTiles<1>(args, tiles, vector);
+  for (int vector = 0; vector < TileVectors(args.head_dim); vector += 2) {
+    OutputTiles(args, tiles, vector);
+  }
   Fence();
   _tile_release();
 }

@@ -1,7 +1,7 @@
 // The inner loops of attention, one table for each instruction set.
 //
 // A run is 16 consecutive KV blocks (256 tokens, aligned to positions that are multiples of 256). A
-// kernel attends up to 16 query vectors of one KV head to one run and leaves the softmax open: acc
+// kernel attends up to 32 query vectors of one KV head to one run and leaves the softmax open: acc
 // = sum of p * v, sum = sum of p, p = exp(score - max). Attention (attention.h) merges runs in
 // order of position. So what a query gets from a run depends on that query and that run alone,
 // whoever computes it and whatever queries stand beside it.
@@ -15,7 +15,7 @@ namespace shoal {
 
 inline constexpr int kRunBlocks = 16;
 inline constexpr int kRunTokens = 256;
-inline constexpr int kTileQueries = 16;
+inline constexpr int kTileQueries = 32;
 // max of a query that sees no token of a run. Finite, so that exp(max - max) is a number.
 inline constexpr float kNoScore = -1e30f;
 
@@ -33,7 +33,7 @@ struct AttendArgs {
   const uint8_t* v[kRunBlocks];
   float* scores = nullptr;  // scratch [kTileQueries, kRunTokens], 64 B aligned
   float* acc = nullptr;     // out [queries, acc_stride]
-  int acc_stride = 0;       // head_dim rounded up to 16
+  int acc_stride = 0;       // head_dim rounded up to 32
   float* max = nullptr;     // out [queries]
   float* sum = nullptr;     // out [queries]
 };
@@ -73,20 +73,22 @@ const AttentionKernels& Avx512AttentionKernels();
 // of a K tile is dims 2i, 2i+1 of 16 tokens, row i of a V tile is tokens 2i, 2i+1 of 16 dims. Tiles
 // are 1 KiB, low after high.
 struct TileArgs {
-  const uint16_t* q;  // [steps] pairs of tiles, a step is 32 dims
+  const uint16_t* q;  // [2, steps] pairs of tiles: 16 queries each, a step is 32 dims
   const uint16_t* k;  // [kRunBlocks, steps] pairs of tiles
-  const uint16_t* v;  // [kRunBlocks / 2, vectors] pairs of tiles, a vector is 16 dims
-  uint16_t* p;        // scratch [2, kTileQueries, kProbStride]
+  const uint16_t*
+      v;  // [kRunBlocks / 2, vectors] pairs of tiles, a vector is 16 dims; an even number of them
+  uint16_t* p;  // scratch [2, kTileQueries, kProbStride]
 };
 
+inline constexpr int kTileRows = 16;
 inline constexpr int kTileElems = 512;  // numbers in a tile
 inline constexpr int kProbStride =
     kRunTokens + 32;  // not a power of 2: rows of a tile fall in different cache sets
 static inline int TileSteps(int head_dim) { return (head_dim + 31) / 32; }
-static inline int TileVectors(int head_dim) { return (head_dim + 15) / 16; }
+static inline int TileVectors(int head_dim) { return (head_dim + 31) / 32 * 2; }
 
 struct TileKernels {
-  // The queries of a tile, zeros below.
+  // Up to kTileQueries queries, zeros below.
   void (*pack_q)(const float* const* q, int queries, int head_dim, uint16_t* out);
   // Blocks [block_begin, block_end) of `args`; V tokens outside of them or from token_end on become
   // zeros.

@@ -176,7 +176,9 @@ void CheckAll(const Problem& p, const std::vector<float>& out, CpuLevel level) {
       const Head k(p, s, true, kv_head), v(p, s, false, kv_head);
       for (int head = 0; head < a.q_heads; ++head) {
         if ((a.q_head_begin + head) / a.group - a.kv_head_begin != kv_head) continue;
-        for (int r = 0; r < s.rows; ++r) {
+        // The first and last rows, and one in seven between: the reference takes most of the time.
+        for (int r = 0; r < s.rows;
+             r += r < 2 || r >= s.rows - 3 ? 1 : std::min(7, s.rows - 2 - r)) {
           const int64_t at = (s.row + r) * p.stride + head * a.head_dim;
           CheckHead(p, k, v, s.pos + r, p.q.data() + at, out.data() + at, precision);
           if (testing::Test::HasFatalFailure()) FAIL() << "row " << s.row + r << " head " << head;
@@ -210,7 +212,7 @@ TEST_P(AttentionAt, AgreesWithTheTextbookOverShapesWindowsAndGroupings) {
   std::mt19937 rng(11);
   const int head_dims[] = {2, 8, 14, 32, 64, 72, 80, 96, 128, 256};
   const int groups[] = {1, 2, 3, 4, 5, 7, 8, 12, 16, 20};
-  for (int i = 0; i < 60; ++i) {
+  for (int i = 0; i < 40; ++i) {
     const KvType type = static_cast<KvType>(i % 3);
     const int group = groups[rng() % 10];
     const int q_heads = 1 + rng() % (2 * group);
@@ -254,7 +256,7 @@ TEST_P(AttentionAt, DecodeRowsAreBitIdenticalWhateverTheThreadsAndNeighbours) {
 
 TEST_P(AttentionAt, APromptInOneChunkAgreesWithTokenByToken) {
   for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kQ8_0}) {
-    Problem p(MakeShape(type, 64, 8, 4), {{0, 300, false}}, 3);
+    Problem p(MakeShape(type, 64, 4, 2), {{0, 300, false}}, 3);
     CheckAll(p, p.Run(GetParam(), 2), GetParam());
     p.segments[0].decode = true;
     CheckAll(p, p.Run(GetParam(), 2), GetParam());
