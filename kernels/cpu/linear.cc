@@ -19,8 +19,9 @@ static_assert(kChunkCols % 32 == 0);
 // that the shared counter and a fresh memory stream cost nothing.
 constexpr int64_t kTaskBytesMax = 256 << 10;
 constexpr int64_t kTasksPerThread = 12;
-// Fewer prefill rows than this go the decode way: reading the weights is what takes the time.
-constexpr int kBf16RowsMin = 6;
+// Fewer prefill rows than this go the decode way: tiles cost as much for 1 row as for 32, and
+// unpacking to them more than two passes of int8 products over 8 rows.
+constexpr int kBf16RowsMin = 16;
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -456,9 +457,7 @@ void LinearEngine::Impl::AddExpertJobs(const ExpertWeights& experts, bool prefil
     const int expert = slot_expert[begin];
     end = begin + 1;
     while (end < slot_end && slot_expert[end] == expert) ++end;
-    // The path must be the same for all experts of a phase, as their operands are prepared
-    // together; it is chosen by the rows of the whole phase.
-    const int rows = slot_end - slot_begin;
+    const int rows = end - begin;
     Job job{.first = begin, .count = end - begin, .stride = layout.hidden_cols};
     for (int part = 0; part < 2; ++part) {
       job.weight = part == 0 ? &experts.gate[expert] : &experts.up[expert];
