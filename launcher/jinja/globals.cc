@@ -57,11 +57,11 @@ class Namespace : public Object {
     const Value* found = values_->Find(name);
     return found == nullptr ? Value() : *found;
   }
-  bool SetAttribute(Runtime& rt, const std::string& name, Value value) const override {
+  bool SetAttribute(Runtime& rt, const std::string& name, const Value& value) const override {
     if (values_->Find(std::string_view(name)) == nullptr) {
-      rt.SetItem(*values_, Value(name), std::move(value));
+      rt.SetItem(*values_, Value(name), value);
     } else {
-      values_->Set(Value(name), std::move(value));
+      values_->Set(Value(name), value);
     }
     return true;
   }

@@ -116,7 +116,7 @@ struct Object {
   // Errors go to the runtime. REQUIRES: callable().
   virtual Value Call(Runtime& runtime, const Arguments& arguments) const { return {}; }
   // False: attributes cannot be set.
-  virtual bool SetAttribute(Runtime& runtime, const std::string& name, Value value) const {
+  virtual bool SetAttribute(Runtime& runtime, const std::string& name, const Value& value) const {
     return false;
   }
 };
