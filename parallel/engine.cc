@@ -119,8 +119,9 @@ absl::StatusOr<std::vector<Sample>> Engine::SampleAll(const Scheduler::Step& ste
     const Sequence& s = *scheduler_.Find(step.sequences[i]);
     std::optional<Sample> sample =
         SampleToken(s.request.sampling, s.tokens, ToRowLogits(std::move(row)), masks[i]);
-    if (sample.has_value()) samples[i] = *std::move(sample);
-    return sample.has_value();
+    if (!sample.has_value()) return false;
+    samples[i] = *std::move(sample);
+    return true;
   };
   for (size_t i = 0; i < rows.size(); ++i) {
     if (mask_) masks[i] = mask_(step.sequences[i], scheduler_.Find(step.sequences[i])->tokens);

@@ -187,7 +187,7 @@ class Journal {
 // One rank's file, from its header to its new name.
 class RankWriter {
  public:
-  RankWriter(const Checkpoint& checkpoint, const ShardWriteOptions& options, std::string dir,
+  RankWriter(const Checkpoint& checkpoint, const ShardWriteOptions& options, const std::string& dir,
              ShardRank& rank, uint64_t fingerprint, int world)
       : checkpoint_(checkpoint),
         options_(options),
