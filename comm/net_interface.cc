@@ -3,7 +3,10 @@
 #include <arpa/inet.h>
 #include <ifaddrs.h>
 #include <net/if.h>
+#include <netdb.h>
 #include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -101,6 +104,34 @@ absl::StatusOr<NetInterface> ChooseInterface(const std::vector<NetInterface>& in
   return absl::NotFoundError(absl::StrCat(
       "this host has no network interface ", std::string(wanted),
       " that is up and has an IPv4 address; it has: ", list, "; give one of these with --net"));
+}
+
+std::optional<NetInterface> InterfaceTowards(const std::vector<NetInterface>& interfaces,
+                                             const std::vector<std::string>& hosts) {
+  for (const std::string& host : hosts) {
+    addrinfo hints{};
+    hints.ai_family = AF_INET;
+    hints.ai_socktype = SOCK_DGRAM;
+    addrinfo* found = nullptr;
+    if (getaddrinfo(host.c_str(), "9", &hints, &found) != 0) continue;
+    // Connecting a datagram socket sends nothing: it only asks the routing table for the own
+    // address.
+    sockaddr_in own{};
+    socklen_t length = sizeof own;
+    const int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    const bool routed = fd >= 0 && connect(fd, found->ai_addr, found->ai_addrlen) == 0 &&
+                        getsockname(fd, reinterpret_cast<sockaddr*>(&own), &length) == 0;
+    if (fd >= 0) close(fd);
+    const std::string peer = AddressText(AddressBits(found->ai_addr));
+    freeaddrinfo(found);
+    if (!routed) continue;
+    const std::string address = AddressText(AddressBits(reinterpret_cast<sockaddr*>(&own)));
+    if (address == peer) continue;  // this machine
+    for (const NetInterface& i : interfaces) {
+      if (i.address == address && !i.is_loopback) return i;
+    }
+  }
+  return std::nullopt;
 }
 
 }  // namespace shoal

@@ -1,6 +1,7 @@
 // Which network card the ranks of a job talk over.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -27,5 +28,10 @@ absl::StatusOr<std::vector<NetInterface>> ListInterfaces();
 // then any that is neither loopback nor virtual. The error lists what there is.
 absl::StatusOr<NetInterface> ChooseInterface(const std::vector<NetInterface>& interfaces,
                                              std::string_view wanted);
+
+// The interface from which this machine reaches the first of `hosts` (names or addresses) that is
+// not this machine itself; nullopt when all are, or when none can be resolved.
+std::optional<NetInterface> InterfaceTowards(const std::vector<NetInterface>& interfaces,
+                                             const std::vector<std::string>& hosts);
 
 }  // namespace shoal

@@ -81,6 +81,8 @@ pid_t FindRank0() {
 // made their "subreaper"), so none can be missed.
 class Mpirun {
  public:
+  explicit Mpirun(absl::Duration start)
+      : start_(start), start_deadline_(Clock::now() + absl::ToChronoNanoseconds(start)) {}
   absl::Status Start(const std::vector<std::string>& arguments);
   // Until mpirun has ended and its stderr is drained.
   void Supervise();
@@ -97,6 +99,9 @@ class Mpirun {
   void ReapChildren();
   int PollTimeout() const;
 
+  const absl::Duration start_;
+  const Clock::time_point start_deadline_;
+  bool start_failed_ = false;
   pid_t pid_ = -1;
   int stderr_ = -1;
   int signals_ = -1;
@@ -219,6 +224,10 @@ void Mpirun::Terminate() {
 
 void Mpirun::CheckDeadlines() {
   if (noise_.loss().has_value() && !end_.has_value()) end_ = Clock::now() + kEndByItself;
+  if (!noise_.started() && !end_.has_value() && Clock::now() >= start_deadline_) {
+    start_failed_ = true;
+    end_ = Clock::now();
+  }
   if (end_.has_value() && Clock::now() >= *end_) Terminate();
   if (wait_status_.has_value() && stderr_ >= 0) {
     // A process that mpirun left behind may hold the pipe open.
@@ -288,20 +297,29 @@ int Mpirun::ExitCode() {
   if (!wait_status_.has_value()) return kExitUnavailable;
   if (WIFEXITED(*wait_status_) && WEXITSTATUS(*wait_status_) == 0) return kExitOk;
   if (noise_.exit_code().has_value()) return *noise_.exit_code();
-  const std::string how = WIFEXITED(*wait_status_)
-                              ? absl::StrCat("exit code ", WEXITSTATUS(*wait_status_))
-                              : absl::StrCat("signal ", WTERMSIG(*wait_status_));
-  WriteAll(STDERR_FILENO,
-           absl::StrCat("shoal: mpirun could not run the ranks (", how, ")",
-                        noise_.notices().empty() ? "\n" : "; it says:\n", noise_.notices()));
+  std::string what;
+  if (start_failed_) {
+    what =
+        absl::StrCat("the ranks did not find each other within ", absl::FormatDuration(start_),
+                     "; check that the hosts' firewalls let them talk, or choose another network "
+                     "with --net. ");
+  } else if (WIFEXITED(*wait_status_)) {
+    what = absl::StrCat("mpirun could not run the ranks (exit code ", WEXITSTATUS(*wait_status_),
+                        "): ");
+  } else {
+    what = absl::StrCat("mpirun was ended by signal ", WTERMSIG(*wait_status_), ". ");
+  }
+  absl::StrAppend(&what, noise_.Explanation());
+  if (what.back() != '\n') what.back() = '\n';
+  WriteAll(STDERR_FILENO, absl::StrCat("shoal: ", what));
   return kExitUnavailable;
 }
 
 }  // namespace
 
-absl::StatusOr<int> RunMpirun(const std::vector<std::string>& arguments) {
+absl::StatusOr<int> RunMpirun(const std::vector<std::string>& arguments, absl::Duration start) {
   std::fflush(nullptr);
-  Mpirun mpirun;
+  Mpirun mpirun(start);
   absl::Status started = mpirun.Start(arguments);
   if (started.ok()) mpirun.Supervise();
   mpirun.CleanUp();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 
 namespace shoal {
 
@@ -26,9 +27,13 @@ struct MpirunHost {
   std::vector<std::string> environment;  // names to hand to the ranks
 };
 
-// How many of `ranks` each host takes. Lines of a hostfile, or a --host list, that give slots are
-// obeyed by mpirun itself (0 is returned); otherwise the ranks are spread evenly, in order.
-absl::StatusOr<int> RanksPerHost(const MpirunJob& job);
+// The job's hosts and how many ranks mpirun should place on each.
+struct HostPlan {
+  std::vector<std::string> hosts;  // empty: this machine only
+  // 0: mpirun obeys the slots that the user gave. Otherwise the ranks are spread evenly, in order.
+  int ranks_per_host = 0;
+};
+absl::StatusOr<HostPlan> PlanHosts(const MpirunJob& job);
 
 // argv, beginning with "mpirun".
 std::vector<std::string> MpirunArguments(const MpirunJob& job, const MpirunHost& host,
@@ -50,8 +55,10 @@ class MpirunNoise {
   std::optional<int> signal() const { return signal_; }
   // The nonzero exit code with which the first rank ended by itself (and has said why).
   std::optional<int> exit_code() const { return exit_code_; }
-  // mpirun's own notices, for when nothing else explains its failure.
-  const std::string& notices() const { return notices_; }
+  // All ranks have met (AnnounceStart).
+  bool started() const { return started_; }
+  // What mpirun's own notices mean, for when nothing else explains its failure; else the notices.
+  std::string Explanation() const;
 
  private:
   bool MayBeNotice(std::string_view line) const;
@@ -68,13 +75,18 @@ class MpirunNoise {
   std::string signal_loss_;  // as mpirun told
   std::optional<int> signal_;
   std::optional<int> exit_code_;
+  bool started_ = false;
   std::vector<std::string> said_;  // "shoal: " lines so far: every rank says the same
 };
+
+// Tells the RunMpirun above this rank that the job is running. For one of the ranks.
+void AnnounceStart();
 
 // Runs mpirun to its end and returns this process's exit code. stdin goes to rank 0, stdout passes
 // unchanged. SIGINT goes to rank 0, which may finish in order; the next one, SIGTERM or SIGHUP end
 // the job. A lost rank ends it within seconds, with one line on stderr. No process of the job on
 // this machine outlives the call. REQUIRES: no other thread and no other child process.
-absl::StatusOr<int> RunMpirun(const std::vector<std::string>& arguments);
+absl::StatusOr<int> RunMpirun(const std::vector<std::string>& arguments,
+                              absl::Duration start = absl::Seconds(60));
 
 }  // namespace shoal

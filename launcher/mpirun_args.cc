@@ -1,7 +1,6 @@
 // mpirun's command line: what one has to know so that it just works.
 #include <algorithm>
 #include <fstream>
-#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,8 +18,12 @@ void Mca(std::vector<std::string>& argv, std::string name, std::string value) {
 }
 
 struct HostList {
-  std::set<std::string> names;
+  std::vector<std::string> names;
   bool gives_slots = false;
+
+  void Add(const std::string& name) {
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
 };
 
 absl::StatusOr<HostList> ReadHosts(const MpirunJob& job) {
@@ -30,7 +33,7 @@ absl::StatusOr<HostList> ReadHosts(const MpirunJob& job) {
     for (const std::string& host : hosts) {
       const size_t colon = host.find(':');
       list.gives_slots |= colon != std::string::npos;
-      list.names.insert(host.substr(0, colon));
+      list.Add(host.substr(0, colon));
     }
     return list;
   }
@@ -44,7 +47,7 @@ absl::StatusOr<HostList> ReadHosts(const MpirunJob& job) {
     const std::vector<std::string> words =
         absl::StrSplit(line, absl::ByAnyChar(" \t\r"), absl::SkipEmpty());
     if (words.empty()) continue;
-    list.names.insert(words[0]);
+    list.Add(words[0]);
     list.gives_slots |= line.find("slots") != std::string::npos;
   }
   return list;
@@ -52,21 +55,20 @@ absl::StatusOr<HostList> ReadHosts(const MpirunJob& job) {
 
 }  // namespace
 
-absl::StatusOr<int> RanksPerHost(const MpirunJob& job) {
-  if (job.hosts.empty() && job.hostfile.empty()) return 0;
+absl::StatusOr<HostPlan> PlanHosts(const MpirunJob& job) {
+  if (job.hosts.empty() && job.hostfile.empty()) return HostPlan{};
   if (!job.hosts.empty() && !job.hostfile.empty()) {
-    return absl::InvalidArgumentError("give the hosts once: --hosts or --hostfile, not both");
+    return absl::InvalidArgumentError("give the hosts once: --host or --hostfile, not both");
   }
   absl::StatusOr<HostList> list = ReadHosts(job);
   if (!list.ok()) return list.status();
   const int hosts = static_cast<int>(list->names.size());
   if (hosts == 0) {
     return absl::InvalidArgumentError(
-        absl::StrCat(job.hosts.empty() ? job.hostfile : std::string("--hosts"),
-                     " names no host; write one per line, or a list such as --hosts a,b"));
+        absl::StrCat(job.hosts.empty() ? job.hostfile : std::string("--host"),
+                     " names no host; write one per line, or a list such as --host a,b"));
   }
-  if (list->gives_slots) return 0;
-  return (job.ranks + hosts - 1) / hosts;
+  return HostPlan{list->names, list->gives_slots ? 0 : (job.ranks + hosts - 1) / hosts};
 }
 
 std::vector<std::string> MpirunArguments(const MpirunJob& job, const MpirunHost& host,

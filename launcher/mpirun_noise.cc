@@ -1,4 +1,6 @@
 // Which lines of mpirun's stderr are its own, and what they tell.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cctype>
 #include <string>
@@ -20,6 +22,7 @@ constexpr size_t kLine = 4096;
 constexpr size_t kNotices = 64 * 1024;
 constexpr size_t kSaid = 64;
 constexpr std::string_view kShoal = "shoal: ";
+constexpr std::string_view kStarted = "shoal: all ranks are up";
 
 bool IsRule(std::string_view line) {
   return line.size() >= kDashes && line.find_first_not_of('-') == std::string_view::npos;
@@ -125,6 +128,10 @@ void MpirunNoise::TakeLine(std::string_view line, std::string* out) {
     if (rank_loss_.empty()) rank_loss_ = line.substr(kShoal.size());
     return;
   }
+  if (line == kStarted) {
+    started_ = true;
+    return;
+  }
   if (IsRule(line)) {
     if (in_block_) {
       EndBlock();
@@ -192,6 +199,29 @@ void MpirunNoise::EndBlock() {
 
 void MpirunNoise::TakeNotice(std::string_view line) {
   if (notices_.size() + line.size() < kNotices) absl::StrAppend(&notices_, std::string(line), "\n");
+}
+
+std::string MpirunNoise::Explanation() const {
+  const auto says = [&](std::string_view what) { return notices_.find(what) != std::string::npos; };
+  if (says("unable to reliably start one or more daemons")) {
+    return "a host could not be reached. `ssh HOST true` must work from here without a password, "
+           "and Open "
+           "MPI must be installed on every host (apt-get install openmpi-bin)\n";
+  }
+  if (says("could not access\nor execute an executable") || says("unable to find the specified")) {
+    return "a host does not have this program. Install shoal at the same path on every host\n";
+  }
+  if (says("could not be resolved") || says("Unknown host") || says("unknown host")) {
+    return absl::StrCat("a host's name is unknown; check --host or the host file. mpirun says:\n",
+                        notices_);
+  }
+  return notices_.empty() ? "" : absl::StrCat("mpirun says:\n", notices_);
+}
+
+void AnnounceStart() {
+  const std::string line = absl::StrCat(std::string(kStarted), "\n");
+  // Lost only when stderr is closed, and then nobody listens.
+  if (write(STDERR_FILENO, line.data(), line.size()) < 0) return;
 }
 
 // A signal that mpirun noticed is the first thing that happened, and a survivor may only have seen

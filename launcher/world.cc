@@ -23,6 +23,8 @@ namespace {
 
 // Set for the ranks by the process that starts mpirun: which of 0, 1 and 2 are the user's terminal.
 constexpr char kTerminals[] = "SHOAL_TERMINALS";
+// Set for the ranks that this program started by way of mpirun.
+constexpr char kLaunched[] = "SHOAL_LAUNCHED";
 // The network that was chosen for the job.
 constexpr char kNet[] = "SHOAL_NET";
 
@@ -47,6 +49,18 @@ std::vector<std::string> EnvironmentForRanks() {
     if (name.rfind("SHOAL_", 0) == 0 || name == "NO_COLOR") names.push_back(name);
   }
   return names;
+}
+
+// The network that leads to the job's hosts; empty when they are all this machine.
+absl::StatusOr<std::string> ChooseSubnet(const HostPlan& plan, const std::string& wanted) {
+  SHOAL_ASSIGN_OR_RETURN(std::vector<NetInterface> interfaces, ListInterfaces());
+  if (wanted.empty()) {
+    const std::optional<NetInterface> towards = InterfaceTowards(interfaces, plan.hosts);
+    return towards.has_value() ? towards->subnet : std::string();
+  }
+  absl::StatusOr<NetInterface> chosen = ChooseInterface(interfaces, wanted);
+  if (!chosen.ok()) return WithExitCode(chosen.status(), kExitUsage);
+  return chosen->subnet;
 }
 
 absl::StatusOr<std::string> ThisProgram() {
@@ -80,29 +94,26 @@ absl::StatusOr<std::optional<int>> MaybeLaunchRanks(const WorldOptions& options,
   job.command.push_back(std::move(program));
   for (int i = 1; i < argc; ++i) job.command.push_back(argv[i]);
 
-  absl::StatusOr<int> ranks_per_host = RanksPerHost(job);
-  if (!ranks_per_host.ok()) {
-    return WithExitCode(ranks_per_host.status(),
-                        absl::IsNotFound(ranks_per_host.status()) ? kExitNoInput : kExitUsage);
+  absl::StatusOr<HostPlan> plan = PlanHosts(job);
+  if (!plan.ok()) {
+    return WithExitCode(plan.status(), absl::IsNotFound(plan.status()) ? kExitNoInput : kExitUsage);
   }
   MpirunHost host;
   host.is_root = geteuid() == 0;
   host.can_read_peers = CanReadPeers();
-  if (!job.hosts.empty() || !job.hostfile.empty()) {
-    SHOAL_ASSIGN_OR_RETURN(std::vector<NetInterface> interfaces, ListInterfaces());
-    absl::StatusOr<NetInterface> net = ChooseInterface(interfaces, job.net);
-    if (!net.ok()) return WithExitCode(net.status(), kExitUsage);
-    host.subnet = net->subnet;
-    setenv(kNet, host.subnet.c_str(), 1);
+  if (!plan->hosts.empty()) {
+    SHOAL_ASSIGN_OR_RETURN(host.subnet, ChooseSubnet(*plan, job.net));
+    if (!host.subnet.empty()) setenv(kNet, host.subnet.c_str(), 1);
   }
   std::string terminals;
   for (int fd = 0; fd <= 2; ++fd) {
     if (isatty(fd) != 0) absl::StrAppend(&terminals, fd);
   }
   setenv(kTerminals, terminals.c_str(), 1);
+  setenv(kLaunched, "1", 1);
   host.environment = EnvironmentForRanks();
 
-  absl::StatusOr<int> code = RunMpirun(MpirunArguments(job, host, *ranks_per_host));
+  absl::StatusOr<int> code = RunMpirun(MpirunArguments(job, host, plan->ranks_per_host));
   if (!code.ok()) return WithExitCode(code.status(), kExitUnavailable);
   return std::optional<int>(*code);
 }
@@ -122,7 +133,9 @@ absl::StatusOr<std::unique_ptr<Communicator>> OpenWorld(const WorldOptions& opti
   mpi.net = options.net;
   if (const char* const net = std::getenv(kNet); mpi.net.empty() && net != nullptr) mpi.net = net;
   mpi.on_peer_lost = EndProcessOnPeerLoss;
-  return MakeMpiCommunicator(mpi);
+  SHOAL_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> world, MakeMpiCommunicator(mpi));
+  if (world->rank() == 0 && std::getenv(kLaunched) != nullptr) AnnounceStart();
+  return world;
 }
 
 }  // namespace shoal

@@ -41,6 +41,15 @@ TEST(NetInterface, TheErrorListsWhatThereIs) {
   EXPECT_THAT(std::string(none.message()), HasSubstr("--net"));
 }
 
+TEST(NetInterface, HostsThatAreThisMachineNeedNoNetwork) {
+  const auto interfaces = ListInterfaces();
+  ASSERT_TRUE(interfaces.ok()) << interfaces.status();
+  EXPECT_FALSE(InterfaceTowards(*interfaces, {"localhost", "127.0.0.1"}).has_value());
+  for (const NetInterface& i : *interfaces) {
+    EXPECT_FALSE(InterfaceTowards(*interfaces, {i.address}).has_value()) << i.address;
+  }
+}
+
 TEST(NetInterface, ThisMachineHasALoopback) {
   const auto interfaces = ListInterfaces();
   ASSERT_TRUE(interfaces.ok()) << interfaces.status();

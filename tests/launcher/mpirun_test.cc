@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <string>
@@ -63,25 +64,26 @@ TEST(MpirunArguments, SeveralHostsTalkOverTheChosenNetwork) {
   EXPECT_THAT(line, Not(HasSubstr("self,vader")));
 }
 
-TEST(RanksPerHost, SpreadsEvenlyUnlessTheUserGaveSlots) {
-  EXPECT_EQ(*RanksPerHost(Job(4)), 0);
-  EXPECT_EQ(*RanksPerHost(Job(4, "a,b")), 2);
-  EXPECT_EQ(*RanksPerHost(Job(5, "a,b")), 3);
-  EXPECT_EQ(*RanksPerHost(Job(4, "a:3,b:1")), 0);
-  EXPECT_EQ(RanksPerHost(Job(2, " , ")).status().code(), absl::StatusCode::kInvalidArgument);
+TEST(PlanHosts, SpreadsEvenlyUnlessTheUserGaveSlots) {
+  EXPECT_TRUE(PlanHosts(Job(4))->hosts.empty());
+  EXPECT_EQ(PlanHosts(Job(4, "a,b"))->ranks_per_host, 2);
+  EXPECT_EQ(PlanHosts(Job(5, "a,b"))->ranks_per_host, 3);
+  EXPECT_EQ(PlanHosts(Job(4, "a:3,b:1"))->ranks_per_host, 0);
+  EXPECT_EQ(PlanHosts(Job(4, "a:3,b:1"))->hosts, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(PlanHosts(Job(2, " , ")).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
-TEST(RanksPerHost, ReadsHostFiles) {
+TEST(PlanHosts, ReadsHostFiles) {
   const std::string path = testing::TempDir() + "hosts." + std::to_string(getpid());
   MpirunJob job = Job(4);
   job.hostfile = path;
-  EXPECT_EQ(RanksPerHost(job).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(PlanHosts(job).status().code(), absl::StatusCode::kNotFound);
   std::ofstream(path) << "# my machines\n\na\nb # slots=7\n";
-  EXPECT_EQ(*RanksPerHost(job), 2);
+  EXPECT_EQ(PlanHosts(job)->ranks_per_host, 2);
   std::ofstream(path) << "a slots=3\nb slots=1\n";
-  EXPECT_EQ(*RanksPerHost(job), 0);
+  EXPECT_EQ(PlanHosts(job)->ranks_per_host, 0);
   job.hosts = "a,b";
-  EXPECT_THAT(std::string(RanksPerHost(job).status().message()), HasSubstr("not both"));
+  EXPECT_THAT(std::string(PlanHosts(job).status().message()), HasSubstr("not both"));
   std::remove(path.c_str());
 }
 
@@ -121,7 +123,7 @@ TEST(MpirunNoise, RanksLinesPassUnchanged) {
     const std::string out = FeedAll(noise, text, step);
     EXPECT_EQ(out.substr(0, text.size()), text);
     EXPECT_FALSE(noise.loss().has_value());
-    EXPECT_EQ(noise.notices(), "");
+    EXPECT_EQ(noise.Explanation(), "");
   }
 }
 
@@ -169,15 +171,27 @@ TEST(MpirunNoise, ARanksOwnFailureIsSaidOnceWithItsCode) {
   EXPECT_FALSE(noise.loss().has_value());
 }
 
-TEST(MpirunNoise, UnknownNoticesAreKeptForTheUser) {
-  MpirunNoise noise;
+TEST(MpirunNoise, NoticesAreExplainedWhereKnownAndKeptWhereNot) {
+  MpirunNoise known;
   EXPECT_EQ(
-      FeedAll(noise,
+      FeedAll(known,
               kRule + "\nORTE was unable to reliably start one or more daemons.\n" + kRule + "\n",
               9),
       "");
-  EXPECT_THAT(noise.notices(), HasSubstr("unable to reliably start"));
-  EXPECT_FALSE(noise.exit_code().has_value());
+  EXPECT_THAT(known.Explanation(), HasSubstr("ssh HOST true"));
+  EXPECT_FALSE(known.exit_code().has_value());
+  MpirunNoise unknown;
+  FeedAll(unknown, kRule + "\nThe moon is in the wrong phase.\n" + kRule + "\n", 9);
+  EXPECT_THAT(unknown.Explanation(), HasSubstr("wrong phase"));
+}
+
+TEST(MpirunNoise, TheRanksAnnouncementIsSeenAndNotShown) {
+  MpirunNoise noise;
+  EXPECT_FALSE(noise.started());
+  testing::internal::CaptureStderr();
+  AnnounceStart();
+  EXPECT_EQ(FeedAll(noise, testing::internal::GetCapturedStderr(), 3), "");
+  EXPECT_TRUE(noise.started());
 }
 
 TEST(MpirunNoise, ATableOfARankIsNoNoticeForEver) {
@@ -196,9 +210,35 @@ TEST(RunMpirun, PassesOutputAndExitCodesAndLeavesNothing) {
   EXPECT_THAT(err, HasSubstr("why\nshoal: mpirun could not run the ranks (exit code 5)"));
   // A grandchild that outlives its parent and holds the pipes is ended too.
   EXPECT_EQ(*RunMpirun({"sh", "-c", "sleep 1000 & exit 0"}), 0);
+}
+
+TEST(RunMpirun, SaysHowToGetAMissingMpirun) {
   const absl::Status missing = RunMpirun({"/nowhere/mpirun"}).status();
   EXPECT_EQ(missing.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(missing.message()), HasSubstr("apt-get install openmpi-bin"));
+}
+
+TEST(RunMpirun, EndsAJobWhoseRanksNeverMeet) {
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(*RunMpirun({"sh", "-c", "sleep 1000"}, absl::Milliseconds(100)), 69);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("--net"));
+  // One that announced itself may last.
+  EXPECT_EQ(*RunMpirun({"sh", "-c", "echo 'shoal: all ranks are up' >&2; sleep 1"},
+                       absl::Milliseconds(500)),
+            0);
+}
+
+TEST(RunMpirun, ALossEndsAJobThatDoesNotEndItself) {
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(
+      *RunMpirun(
+          {"sh", "-c",
+           "trap '' TERM; echo 'shoal: rank 1 on host b was lost: no sign of life for 4s' >&2; "
+           "while true; do sleep 1; done"}),
+      69);
+  const std::string err = testing::internal::GetCapturedStderr();
+  EXPECT_THAT(err, testing::StartsWith("shoal: rank 1 on host b was lost: no sign of life for 4s"));
+  EXPECT_EQ(std::count(err.begin(), err.end(), '\n'), 1);
 }
 
 }  // namespace
