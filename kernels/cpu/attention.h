@@ -20,14 +20,6 @@
 
 namespace shoal {
 
-inline constexpr int kMaxHeadDim = 512;
-inline constexpr int kMaxGroup = 256;  // query heads of one KV head
-
-// Checks that q heads, KV heads and the segments fit each other and the limits. Every op over
-// segments calls it.
-void CheckSegments(const Backend::Limits& limits, const AttentionShape& shape, const KvLayer& kv,
-                   absl::Span<const Segment> segments);
-
 // Not thread-safe: one call at a time, like the Backend that owns it.
 class AttentionEngine {
  public:

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/segments.h"
 
 namespace shoal {
 

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "kernels/check.h"
-#include "kernels/cpu/attention.h"
+#include "kernels/cpu/segments.h"
 #include "kernels/dtype.h"
 #include "kernels/kv_layout.h"
 
