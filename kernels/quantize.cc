@@ -14,9 +14,10 @@
 namespace shoal {
 namespace {
 
+// Half away from zero, in a form that compilers turn into vector instructions.
 int RoundClamp(float x, int lo, int hi) {
-  return static_cast<int>(
-      std::clamp(std::nearbyint(x), static_cast<float>(lo), static_cast<float>(hi)));
+  const float c = std::min(std::max(x, static_cast<float>(lo)), static_cast<float>(hi));
+  return static_cast<int>(c + (c < 0 ? -0.5f : 0.5f));
 }
 
 float AbsMax(const float* x, int n) {
@@ -41,66 +42,111 @@ void StoreHalf(uint8_t* dst, float f) {
 
 float Rounded(float f) { return HalfToFloat(FloatToHalf(f)); }
 
-// A grid of values level * scale for x: scale that minimizes sum w (x - scale * level)^2 over the
-// candidates. Level sets are [-n, n - 1] integers. weights: x^2.
-float FitScale(const float* x, int n, int levels) {
-  const float extreme = SignedMax(x, n);
-  if (extreme == 0) return 0;
+// Sums are kept in lanes, so that the compiler may take several elements at once without changing
+// the order of any sum; unrolling a loop over lanes would keep GCC from it. Everything fitted has a
+// multiple of 16 elements.
+constexpr int kLanes = 8;
+
+float Total(const float lanes[kLanes]) {
+  float sum = 0;
+  for (int l = 0; l < kLanes; ++l) sum += lanes[l];
+  return sum;
+}
+
+// The scale of values level(x * inverse) that leaves the least sum of w (x - scale * level)^2, w =
+// x^2, over the candidate inverses start + step * i, i in 0..count.
+template <typename Level>
+float FitScaleTo(const float* x, int n, float start, float step, int count, Level level_of) {
   float best_scale = 0, best_gain = -1;
-  for (int step = -9; step <= 9; ++step) {
-    const float inverse = -(static_cast<float>(levels) + 0.1f * static_cast<float>(step)) / extreme;
-    float xl = 0, ll = 0;
-    for (int i = 0; i < n; ++i) {
-      const float level = static_cast<float>(RoundClamp(x[i] * inverse, -levels, levels - 1));
-      const float w = x[i] * x[i];
-      xl += w * x[i] * level;
-      ll += w * level * level;
+  for (int candidate = 0; candidate < count; ++candidate) {
+    const float inverse = start + step * static_cast<float>(candidate);
+    float xl[kLanes] = {}, ll[kLanes] = {};
+    for (int i = 0; i < n; i += kLanes) {
+#pragma GCC unroll 1
+      for (int l = 0; l < kLanes; ++l) {
+        const float v = x[i + l], level = level_of(v * inverse);
+        xl[l] += v * v * v * level;
+        ll[l] += v * v * level * level;
+      }
     }
-    if (ll > 0 && xl * xl > best_gain * ll) {  // the error left is sum w x^2 - xl^2 / ll
-      best_gain = xl * xl / ll;
-      best_scale = xl / ll;
+    const float sum_xl = Total(xl), sum_ll = Total(ll);
+    // The error left is sum w x^2 - xl^2 / ll.
+    if (sum_ll > 0 && sum_xl * sum_xl > best_gain * sum_ll) {
+      best_gain = sum_xl * sum_xl / sum_ll;
+      best_scale = sum_xl / sum_ll;
     }
   }
   return best_scale;
+}
+
+// Levels are the integers [-levels, levels - 1]; the extreme value meets -levels, give or take.
+float FitScale(const float* x, int n, int levels) {
+  const float extreme = SignedMax(x, n);
+  if (extreme == 0) return 0;
+  const float reach = static_cast<float>(levels);
+  return FitScaleTo(x, n, -(reach - 0.9f) / extreme, -0.1f / extreme, 19, [levels](float v) {
+    return static_cast<float>(RoundClamp(v, -levels, levels - 1));
+  });
 }
 
 // x ~ scale * q - min with q in [0, levels], min >= 0.
 struct ScaleMin {
   float scale = 0, min = 0;
 };
+
+// The least-squares line through (q, x), where q are x's codes for one inverse scale. Elements
+// weigh `base` + |x|.
+ScaleMin FitLine(const float* x, int n, float lo, float inverse, int levels, float base) {
+  float w_[kLanes] = {}, wq[kLanes] = {}, wqq[kLanes] = {}, wx[kLanes] = {}, wxq[kLanes] = {};
+  for (int i = 0; i < n; i += kLanes) {
+#pragma GCC unroll 1
+    for (int l = 0; l < kLanes; ++l) {
+      const float v = x[i + l], w = base + std::fabs(v);
+      const float q = static_cast<float>(RoundClamp((v - lo) * inverse, 0, levels));
+      w_[l] += w;
+      wq[l] += w * q;
+      wqq[l] += w * q * q;
+      wx[l] += w * v;
+      wxq[l] += w * v * q;
+    }
+  }
+  const float sw = Total(w_), sq = Total(wq), sqq = Total(wqq), sx = Total(wx), sxq = Total(wxq);
+  const float det = sw * sqq - sq * sq;
+  if (det <= 0) return {};
+  const ScaleMin fit{(sw * sxq - sx * sq) / det, -(sqq * sx - sq * sxq) / det};
+  return fit.min < 0 ? ScaleMin{sxq / sqq, 0} : fit;
+}
+
+float LineError(const float* x, int n, const ScaleMin& fit, int levels, float base) {
+  const float inverse = 1 / fit.scale;
+  float error[kLanes] = {};
+  for (int i = 0; i < n; i += kLanes) {
+#pragma GCC unroll 1
+    for (int l = 0; l < kLanes; ++l) {
+      const float v = x[i + l];
+      const float q = static_cast<float>(RoundClamp((v + fit.min) * inverse, 0, levels));
+      const float d = fit.scale * q - fit.min - v;
+      error[l] += (base + std::fabs(v)) * d * d;
+    }
+  }
+  return Total(error);
+}
+
 ScaleMin FitScaleMin(const float* x, int n, int levels) {
-  float lo = std::min(*std::min_element(x, x + n), 0.0f);
+  const float lo = std::min(*std::min_element(x, x + n), 0.0f);
   const float hi = *std::max_element(x, x + n);
   if (hi <= lo) return {0, -lo};
-  float sum_x2 = 0;
-  for (int i = 0; i < n; ++i) sum_x2 += x[i] * x[i];
-  const float mean_weight = std::sqrt(sum_x2 / static_cast<float>(n));
+  float squares = 0;
+  for (int i = 0; i < n; ++i) squares += x[i] * x[i];
+  const float base = std::sqrt(squares / static_cast<float>(n));
   ScaleMin best;
   float best_error = INFINITY;
   for (int step = -10; step <= 10; ++step) {
     const float inverse =
         (static_cast<float>(levels) + 0.1f * static_cast<float>(step)) / (hi - lo);
-    float sw = 0, sq = 0, sqq = 0, sx = 0, sxq = 0;
-    for (int i = 0; i < n; ++i) {
-      const float q = static_cast<float>(RoundClamp((x[i] - lo) * inverse, 0, levels));
-      const float w = mean_weight + std::fabs(x[i]);
-      sw += w;
-      sq += w * q;
-      sqq += w * q * q;
-      sx += w * x[i];
-      sxq += w * x[i] * q;
-    }
-    const float det = sw * sqq - sq * sq;
-    if (det <= 0) continue;
-    ScaleMin fit{(sw * sxq - sx * sq) / det, -(sqq * sx - sq * sxq) / det};
-    if (fit.min < 0) fit = {sxq / sqq, 0};
-    if (fit.scale <= 0) continue;
-    float error = 0;
-    for (int i = 0; i < n; ++i) {
-      const float q = static_cast<float>(RoundClamp((x[i] + fit.min) / fit.scale, 0, levels));
-      const float d = fit.scale * q - fit.min - x[i];
-      error += (mean_weight + std::fabs(x[i])) * d * d;
-    }
+    const ScaleMin fit = FitLine(x, n, lo, inverse, levels, base);
+    if (!(fit.scale > 0)) continue;
+    const float error = LineError(x, n, fit, levels, base);
     if (error < best_error) {
       best_error = error;
       best = fit;
@@ -110,34 +156,37 @@ ScaleMin FitScaleMin(const float* x, int n, int levels) {
 }
 
 // Index of the level nearest to x.
-int Nearest(const int8_t levels[16], float x) {
+int NearestMxfp4(float x) {
   int best = 0;
   for (int i = 1; i < 16; ++i) {
-    if (std::fabs(x - levels[i]) < std::fabs(x - levels[best])) best = i;
+    if (std::fabs(x - kLevelsMxfp4[i]) < std::fabs(x - kLevelsMxfp4[best])) best = i;
   }
   return best;
+}
+
+// IQ4's levels ascend: the code is the number of midpoints below x, and the level the sum of the
+// steps so far.
+int NearestIq4(float x) {
+  int index = 0;
+  for (int i = 0; i < 15; ++i) {
+    index += x > 0.5f * static_cast<float>(kLevelsIq4[i] + kLevelsIq4[i + 1]);
+  }
+  return index;
 }
 
 // Scale for IQ4's uneven levels.
 float FitIq4(const float* x, int n) {
   const float extreme = SignedMax(x, n);
   if (extreme == 0) return 0;
-  float best_scale = 0, best_gain = -1;
-  for (int step = -7; step <= 7; ++step) {
-    const float inverse = (static_cast<float>(kLevelsIq4[0]) + static_cast<float>(step)) / extreme;
-    float xl = 0, ll = 0;
-    for (int i = 0; i < n; ++i) {
-      const float level = kLevelsIq4[Nearest(kLevelsIq4, x[i] * inverse)];
-      const float w = x[i] * x[i];
-      xl += w * x[i] * level;
-      ll += w * level * level;
+  const float lowest = kLevelsIq4[0];
+  return FitScaleTo(x, n, (lowest - 7) / extreme, 1 / extreme, 15, [](float v) {
+    float level = kLevelsIq4[0];
+    for (int i = 0; i < 15; ++i) {
+      const float below = kLevelsIq4[i], above = kLevelsIq4[i + 1];
+      level += v > 0.5f * (below + above) ? above - below : 0.0f;
     }
-    if (ll > 0 && xl * xl > best_gain * ll) {
-      best_gain = xl * xl / ll;
-      best_scale = xl / ll;
-    }
-  }
-  return best_scale;
+    return level;
+  });
 }
 
 // Codes of 32 elements as halves: byte j = code j | code 16 + j << 4; the fifth bits go to *hi.
@@ -187,7 +236,7 @@ void QuantizeIq4Nl(const float* x, uint8_t* block) {
   const float d = Rounded(FitIq4(x, 32));
   const float inverse = d != 0 ? 1 / d : 0;
   int codes[32];
-  for (int i = 0; i < 32; ++i) codes[i] = Nearest(kLevelsIq4, x[i] * inverse);
+  for (int i = 0; i < 32; ++i) codes[i] = NearestIq4(x[i] * inverse);
   StoreHalf(block, d);
   StoreNibbles(codes, block + 2, nullptr);
 }
@@ -199,7 +248,7 @@ void QuantizeMxfp4(const float* x, uint8_t* block) {
   const int e = extreme > 0 ? std::clamp(std::ilogb(extreme) - 2 + 127, 0, 254) : 0;
   const float inverse = 1 / HalfE8M0(static_cast<uint8_t>(e));
   int codes[32];
-  for (int i = 0; i < 32; ++i) codes[i] = Nearest(kLevelsMxfp4, x[i] * inverse);
+  for (int i = 0; i < 32; ++i) codes[i] = NearestMxfp4(x[i] * inverse);
   block[0] = static_cast<uint8_t>(e);
   StoreNibbles(codes, block + 1, nullptr);
 }
@@ -336,7 +385,7 @@ void QuantizeIq4Xs(const float* x, uint8_t* block) {
     const float scale = d * static_cast<float>(sc);
     const float inverse = scale != 0 ? 1 / scale : 0;
     int codes[32];
-    for (int i = 0; i < 32; ++i) codes[i] = Nearest(kLevelsIq4, x[32 * s + i] * inverse);
+    for (int i = 0; i < 32; ++i) codes[i] = NearestIq4(x[32 * s + i] * inverse);
     StoreNibbles(codes, block + 8 + 16 * s, nullptr);
   }
   std::memcpy(block + 2, &scales_h, 2);
