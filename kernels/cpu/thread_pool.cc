@@ -76,6 +76,13 @@ bool PinThread(pthread_t thread, int cpu) {
   return pthread_setaffinity_np(thread, sizeof(set), &set) == 0;
 }
 
+// Spinning pays while waits are short; one that ended in sleep says that they are not, or that
+// someone else wants the core.
+int64_t NextSpin(bool spin_was_enough, int64_t spin_ns, int64_t spin_ns_max) {
+  const int64_t next = spin_was_enough ? spin_ns * 2 : std::max(spin_ns / 2, kSpinNsMin);
+  return std::min(next, spin_ns_max);
+}
+
 }  // namespace
 
 std::vector<int> UsableCores() {
@@ -168,7 +175,10 @@ absl::StatusOr<std::unique_ptr<ThreadPool>> ThreadPool::Create(const Options& op
 }
 
 ThreadPool::ThreadPool(int threads, std::vector<int> cores, int64_t spin_ns_max)
-    : threads_(threads), cores_(std::move(cores)), spin_ns_max_(spin_ns_max) {
+    : threads_(threads),
+      cores_(std::move(cores)),
+      spin_ns_max_(spin_ns_max),
+      done_spin_ns_(spin_ns_max) {
   for (int i = 1; i < threads; ++i) workers_.push_back(Worker{this, i, 0});
 }
 
@@ -220,7 +230,7 @@ void ThreadPool::RunErased(void (*call)(void*, int), void* context) {
     unfinished_.store(threads_ - 1, std::memory_order_relaxed);
     start_.Advance();
     call(context, 0);
-    done_.WaitWhile(before, spin_ns_max_);
+    done_spin_ns_ = NextSpin(done_.WaitWhile(before, done_spin_ns_), done_spin_ns_, spin_ns_max_);
   } else {
     call(context, 0);
   }

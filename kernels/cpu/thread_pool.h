@@ -77,6 +77,7 @@ class ThreadPool {
   const int threads_;
   const std::vector<int> cores_;  // [threads], empty when not pinned
   const int64_t spin_ns_max_;
+  int64_t done_spin_ns_;         // how long the caller spins for the team; adapts
   std::vector<Worker> workers_;  // [threads - 1]
   unsigned long pinned_caller_ = 0;
   bool caller_pinned_ = false;
