@@ -218,7 +218,10 @@ absl::StatusOr<const uint8_t*> WeightStreamer::AcquireStreamed(int unit) {
   {
     MutexLock lock(&mu_);
     for (const std::unique_ptr<Fill>& f : ring_) {
-      if (f->held && f->unit == unit) return absl::FailedPreconditionError("unit is already held");
+      if (f->held > 0 && f->unit == unit) {
+        f->held++;
+        return f->dst;
+      }
     }
     fill = FindRing(unit);
     if (fill == nullptr) {
@@ -244,7 +247,7 @@ absl::StatusOr<const uint8_t*> WeightStreamer::AcquireStreamed(int unit) {
       Reclaim();
       return status;
     }
-    fill->held = true;
+    fill->held = 1;
     stats_.streamed_units++;
   }
   if (absl::Status s = CheckOnce(unit, fill->dst); !s.ok()) {
@@ -306,11 +309,11 @@ absl::StatusOr<const uint8_t*> WeightStreamer::AcquireExpert(int unit) {
       slot->fill = Fill();
       return status;
     }
-    slot->held = true;
+    slot->held++;
   }
   if (absl::Status s = CheckOnce(unit, slot->fill.dst); !s.ok()) {
     MutexLock lock(&mu_);
-    slot->held = false;
+    slot->held = 0;
     slot->fill = Fill();
     return s;
   }
@@ -390,9 +393,8 @@ void WeightStreamer::Release(int unit) {
     case Tier::kStreamed: {
       MutexLock lock(&mu_);
       for (const std::unique_ptr<Fill>& f : ring_) {
-        if (f->held && f->unit == unit) {
-          f->held = false;
-          f->dropped = true;
+        if (f->held > 0 && f->unit == unit) {
+          f->dropped = --f->held == 0;
           break;
         }
       }
@@ -403,7 +405,8 @@ void WeightStreamer::Release(int unit) {
     }
     case Tier::kOnDemand: {
       MutexLock lock(&mu_);
-      if (Slot* slot = FindSlot(unit, false)) slot->held = false;
+      Slot* slot = FindSlot(unit, false);
+      if (slot != nullptr && slot->held > 0) slot->held--;
       return;
     }
   }

@@ -88,7 +88,8 @@ class WeightStreamer final : public WeightSource {
   static absl::StatusOr<std::unique_ptr<WeightStreamer>> Create(StreamerOptions options);
   ~WeightStreamer() override;
 
-  // After an error the unit may be asked for again: it is then read again.
+  // A unit may be held several times. After an error it may be asked for again: it is then read
+  // again.
   absl::StatusOr<const uint8_t*> Acquire(int unit) override;
   absl::StatusOr<const uint8_t*> AcquireRows(int unit, absl::Span<const int32_t> rows) override;
   void Prefetch(absl::Span<const int> units) override;
@@ -109,7 +110,7 @@ class WeightStreamer final : public WeightSource {
     int64_t next = 0;   // first byte not asked for yet
     int pending = 0;    // pieces (or loader calls) in flight
     int64_t done = 0;
-    bool held = false;     // ring: given to the forward pass
+    int held = 0;          // ring: Acquires without their Release
     bool dropped = false;  // ring: nobody wants it any more
     int64_t ring_offset = 0;
     absl::Status status;
@@ -118,7 +119,7 @@ class WeightStreamer final : public WeightSource {
   };
   struct Slot {
     Fill fill;  // fill.unit -1: empty
-    bool held = false;
+    int held = 0;
     uint64_t used_at = 0;
   };
 

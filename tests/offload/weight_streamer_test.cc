@@ -114,6 +114,25 @@ TEST_P(WeightStreamerTest, HoldingMoreThanTheRingIsAnErrorNotAHang) {
   Pass(s->get(), {1, 0, 1});
 }
 
+// The head's norm and its matrix are asked for one by one.
+TEST_P(WeightStreamerTest, AUnitMayBeHeldTwice) {
+  MakeUnits({1 << 20, 1 << 20, 1 << 20});
+  Stream({0, 1, 2});
+  options_.ring_bytes = 2 << 20;
+  auto s = WeightStreamer::Create(options_);
+  ASSERT_TRUE(s.ok());
+  for (int pass = 0; pass < 3; pass++) {
+    for (int u : {0, 1, 2}) {
+      auto first = (*s)->Acquire(u), second = (*s)->Acquire(u);
+      ASSERT_TRUE(first.ok() && second.ok()) << first.status() << second.status();
+      (*s)->Release(u);
+      EXPECT_TRUE(Whole(u, *first, 1 << 20));
+      (*s)->Release(u);
+    }
+  }
+  EXPECT_EQ((*s)->stats().seeks, 0);
+}
+
 TEST_P(WeightStreamerTest, RingSmallerThanAUnitIsRefused) {
   MakeUnits({2 << 20, 2 << 20});
   Stream({0, 1});
