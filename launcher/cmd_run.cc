@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/status_macros.h"
+#include "launcher/batch_run.h"
 #include "launcher/chat.h"
 #include "launcher/commands.h"
 #include "launcher/exit_code.h"
@@ -30,6 +31,8 @@ struct RunFlags {
   std::string prompt;
   bool prompt_given = false;
   std::string prompt_file;
+  std::string batch_file;
+  int parallel = 16;
   int max_tokens = -1;
   bool ignore_eos = false;
   bool hide_prompt = false;
@@ -105,12 +108,22 @@ int Run(RunFlags& f, const CommandLine& line) {
     return ReportError(UsageError(absl::StrCat(
         "-n ", f.max_tokens, ": give a number of tokens, or -1 to go on until the model ends")));
   SessionOptions options;
+  if (!f.batch_file.empty()) {
+    if (f.parallel < 1) return ReportError(UsageError("--parallel is at least 1"));
+    options.sequences = f.parallel;
+  }
   options.argc = line.argc;
   options.argv = line.argv;
   options.quiet = f.quiet;
   return RunSession(
       f.model, options,
       [&f](Session& session) -> absl::Status {
+        if (!f.batch_file.empty()) {
+          BatchRunOptions batch{{},           f.sampling,      f.max_tokens,
+                                f.ignore_eos, f.parse_special, f.quiet};
+          SHOAL_ASSIGN_OR_RETURN(batch.prompts, ReadPromptLines(f.batch_file));
+          return RunBatch(batch, session);
+        }
         if (!f.prompt_given && f.prompt_file.empty()) {
           return Chat({f.sampling, f.system, f.max_tokens, f.quiet}, session);
         }
@@ -132,6 +145,12 @@ void AddRunCommand(CLI::App& app, CommandLine& line) {
   CLI::Option* prompt = run->add_option("-p,--prompt", flags->prompt, "text to continue");
   run->add_option("-f,--file", flags->prompt_file, "file with the prompt; - reads a pipe")
       ->excludes(prompt);
+  run->add_option(
+         "--batch-file", flags->batch_file,
+         "file with a prompt on each line: all are completed, many at once, one JSON object a line")
+      ->excludes(prompt);
+  run->add_option("--parallel", flags->parallel,
+                  "texts of a batch file that are completed at once");
   run->add_option("-n,--predict,--max-tokens", flags->max_tokens,
                   "tokens to generate; -1: until the model ends")
       ->envname("SHOAL_PREDICT");

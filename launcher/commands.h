@@ -15,6 +15,7 @@ struct CommandLine {
 void AddRunCommand(CLI::App& app, CommandLine& line);
 void AddBenchCommand(CLI::App& app, CommandLine& line);
 void AddPerplexityCommand(CLI::App& app, CommandLine& line);
+void AddPlanCommand(CLI::App& app, CommandLine& line);
 void AddShardCommand(CLI::App& app, CommandLine& line);
 void AddInspectCommand(CLI::App& app, CommandLine& line);
 

@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   shoal::AddBenchCommand(app, line);
   shoal::AddPerplexityCommand(app, line);
   shoal::AddInspectCommand(app, line);
+  shoal::AddPlanCommand(app, line);
   shoal::AddShardCommand(app, line);
   try {
     app.parse(argc, argv);

@@ -15,18 +15,14 @@ def blocks(text):
 class ReadmeTest(harness.TestCase):
     def substitutions(self):
         """What stands for the reader's own things, and for what this very run is part of."""
-        # 77 MB: more than --ram 150M leaves for weights, so that the streaming commands stream.
-        model = harness.generate(self.scratch / 'model.gguf', '--dim', 768, '--layers', 10, '--ffn', 2304,
-                                 '--context', 1024)
+        model = harness.generate(self.scratch / 'model.gguf', '--dim', 512, '--layers', 6, '--ffn', 1536)
         words = self.scratch / 'text.txt'
-        words.write_text('The sea is deep and wide. ' * 60)
+        words.write_text('The sea is deep and wide. ' * 200)
         return {
             r'\bmodel\.gguf\b': str(model),
-            r'\bmodel\.shards\b': str(self.scratch / 'model.shards'),
             r'\btext\.txt\b': str(words),
             r'\bhosts\b': str(self.scratch / 'hosts'),
-            r'pc[0-9]+(?=\\n)': 'localhost',
-            r'--ram 400M\b': '--ram 150M',
+            r'\bpc[0-9]+\b': 'localhost',
             r'^tests/run\b.*$': 'tests/run --help',
         }
 
@@ -47,7 +43,6 @@ class ReadmeTest(harness.TestCase):
                 script = block
                 for pattern, replacement in table.items():
                     script = re.sub(pattern, replacement, script, flags=re.M)
-                print(f'README.md line {line}', flush=True)
                 result = harness.run('bash', '-euo', 'pipefail', '-c', script, timeout=300)
                 self.assertEqual(result.code, 0, f'README.md line {line}:\n{script}\n{result}')
 

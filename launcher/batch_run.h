@@ -1,0 +1,29 @@
+// Many prompts at once: each pass over the weights serves all of them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "launcher/session.h"
+
+namespace shoal {
+
+struct BatchRunOptions {
+  std::vector<std::string> prompts;
+  SamplingParams sampling;
+  int max_tokens = -1;  // of each; -1: until the model ends
+  bool ignore_eos = false;
+  bool parse_special = false;
+  bool quiet = false;
+};
+
+// The prompts of a file, one on each line; empty lines are left out. "-" reads stdin.
+absl::StatusOr<std::vector<std::string>> ReadPromptLines(const std::string& path);
+
+// Writes one JSON object per line to stdout, in the order of the prompts: index, prompt, text,
+// tokens, finish.
+absl::Status RunBatch(const BatchRunOptions& options, Session& session);
+
+}  // namespace shoal
