@@ -8,10 +8,11 @@
 
 #include <cstdint>
 
-#include "kernels/cpu/features.h"
 #include "kernels/packed_matrix.h"
 
 namespace shoal {
+
+enum class CpuLevel;  // features.h, whose library code is not for files of one instruction set
 
 // 32 columns of an activation row as int8: one cache line, so a block costs one miss at most.
 struct alignas(64) Q8Block {
