@@ -162,6 +162,23 @@ TEST_P(LinearTest, FloatsOfAnyWidth) {
   }
 }
 
+TEST_P(LinearTest, RandomShapes) {
+  std::mt19937 rng(static_cast<uint32_t>(GetParam()) + 1);
+  const auto pick = [&rng](int64_t from, int64_t to) {
+    return std::uniform_int_distribution<int64_t>(from, to)(rng);
+  };
+  for (int i = 0; i < 60; ++i) {
+    const DType type = static_cast<DType>(pick(0, kNumDTypes - 1));
+    const bool is_float = Info(type).block_elems == 1;
+    const Shape s{pick(1, 150), is_float ? pick(1, 700) : 32 * pick(1, 40),
+                  is_float ? 0 : 32 * pick(0, 20)};
+    const RowCount rows{static_cast<int>(pick(0, 10)), static_cast<int>(pick(0, 1) * pick(1, 70))};
+    if (rows.total() == 0) continue;
+    CheckPlain(GetParam(), type, s, rows, GetParam() == CpuLevel::kAmx);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST_P(LinearTest, ManyPrefillRows) {
   const bool amx = GetParam() == CpuLevel::kAmx;
   const int rows = GetParam() == CpuLevel::kScalar ? 20 : 600;  // beyond one block of tile rows
