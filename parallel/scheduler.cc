@@ -10,6 +10,10 @@
 namespace shoal {
 namespace {
 
+// A prompt shorter than this takes the decode path: prefill products cost as much for one row as
+// for 32. By the prompt's length, not a chunk's, so that how it is cut does not matter.
+constexpr int kShortPrompt = 16;
+
 int BlocksFor(int64_t tokens) {
   return static_cast<int>((tokens + kKvBlockTokens - 1) / kKvBlockTokens);
 }
@@ -44,6 +48,7 @@ absl::StatusOr<SequenceId> Scheduler::Submit(SequenceRequest request) {
   Sequence& s = *owned;
   s.id = next_id_++;
   s.prompt_length = request.prompt_length == 0 ? static_cast<int>(length) : request.prompt_length;
+  s.prefill_end = s.prompt_length < kShortPrompt ? 0 : s.prompt_length;
   s.tokens = std::move(request.tokens);
   s.request = std::move(request);
   s.request.tokens.clear();
@@ -80,7 +85,7 @@ std::optional<Scheduler::Step> Scheduler::Next() {
   // 1. One row of everything that decodes. Copied: preemption changes running_.
   for (Sequence* s : std::vector<Sequence*>(running_)) {
     if (rows >= limits_.rows || s->slot < 0 || s->cancelled || s->awaiting_sample) continue;
-    if (s->scheduled < s->prompt_length || s->remaining() != 1) continue;
+    if (s->scheduled < s->prefill_end || s->remaining() != 1) continue;
     if (!GrowOrPreempt(*s, 1, batch)) continue;
     AddRun(*s, 1, /*decode=*/true, step);
     ++rows;
@@ -88,8 +93,8 @@ std::optional<Scheduler::Step> Scheduler::Next() {
   const int limit =
       rows > 0 ? std::min(limits_.rows, rows + limits_.rows_beside_decode) : limits_.rows;
   const auto add_chunk = [&](Sequence& s) {
-    const bool replay = s.scheduled >= s.prompt_length;
-    const int until = replay ? static_cast<int>(s.tokens.size()) : s.prompt_length;
+    const bool replay = s.scheduled >= s.prefill_end;
+    const int until = replay ? static_cast<int>(s.tokens.size()) : s.prefill_end;
     const int room =
         static_cast<int>(s.blocks.size() + blocks_.available()) * kKvBlockTokens - s.scheduled;
     const int chunk = std::min({limit - rows, until - s.scheduled, room});

@@ -35,6 +35,7 @@ struct Sequence {
   SequenceRequest request;
   std::vector<int32_t> tokens;  // prompt and generated
   int prompt_length = 0;
+  int prefill_end = 0;           // tokens before it take the prefill path
   int scheduled = 0;             // tokens whose KV is computed by steps already handed out
   bool awaiting_sample = false;  // a step in flight will append a token
   int steps_in_flight = 0;

@@ -19,10 +19,6 @@ static_assert(kChunkCols % 32 == 0);
 // that the shared counter and a fresh memory stream cost nothing.
 constexpr int64_t kTaskBytesMax = 256 << 10;
 constexpr int64_t kTasksPerThread = 12;
-// Fewer prefill rows than this go the decode way: tiles cost as much for 1 row as for 32, and
-// unpacking to them more than two passes of int8 products over 8 rows.
-constexpr int kBf16RowsMin = 16;
-
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 bool IsFloat(DType type) { return Info(type).block_elems == 1; }
@@ -82,7 +78,9 @@ struct LinearEngine::Impl {
     int64_t hidden_cols = 0;
   };
 
-  Path PathOf(const PackedMatrix& weight, bool prefill, int rows) const;
+  // By the kind of row alone, never by their number: how a prompt is cut into batches must not
+  // change its result. (The scheduler sends prompts of a few tokens down the decode path.)
+  Path PathOf(const PackedMatrix& weight, bool prefill) const;
   void Add(Needs* needs, Path path) const;
   void Prepare(const LinearInput& input, int64_t cols, int row_begin, int row_end,
                const int32_t* slot_row, int thread, const Needs& needs, const Operand& operand);
@@ -215,10 +213,9 @@ absl::Status LinearEngine::Reserve(const Backend::Limits& limits) {
   return absl::OkStatus();
 }
 
-Path LinearEngine::Impl::PathOf(const PackedMatrix& weight, bool prefill, int rows) const {
+Path LinearEngine::Impl::PathOf(const PackedMatrix& weight, bool prefill) const {
   const DType type = weight.shape.type;
-  if (prefill && rows >= kBf16RowsMin && kernels.bf16 != nullptr && type != DType::kF32 &&
-      type != DType::kF16) {
+  if (prefill && kernels.bf16 != nullptr && type != DType::kF32 && type != DType::kF16) {
     return Path::kBf16;
   }
   return IsFloat(type) ? Path::kF32 : Path::kInt8;
@@ -397,8 +394,8 @@ void LinearEngine::Linear(const LinearInput& input, int cols, RowCount rows,
   Needs decode_needs, prefill_needs;
   for (const LinearOutput& o : outputs) {
     SHOAL_CHECK(o.weight->shape.cols == cols, "the weight's columns must match the input's");
-    const Path decode = m.PathOf(*o.weight, false, rows.decode);
-    const Path prefill = m.PathOf(*o.weight, true, rows.prefill);
+    const Path decode = m.PathOf(*o.weight, false);
+    const Path prefill = m.PathOf(*o.weight, true);
     if (rows.decode > 0) m.Add(&decode_needs, decode);
     if (rows.prefill > 0) m.Add(&prefill_needs, prefill);
     Job job{.weight = o.weight,
@@ -457,18 +454,17 @@ void LinearEngine::Impl::AddExpertJobs(const ExpertWeights& experts, bool prefil
     const int expert = slot_expert[begin];
     end = begin + 1;
     while (end < slot_end && slot_expert[end] == expert) ++end;
-    const int rows = end - begin;
     Job job{.first = begin, .count = end - begin, .stride = layout.hidden_cols};
     for (int part = 0; part < 2; ++part) {
       job.weight = part == 0 ? &experts.gate[expert] : &experts.up[expert];
       job.out = part == 0 ? gate : up;
-      job.path = PathOf(*job.weight, prefill, rows);
+      job.path = PathOf(*job.weight, prefill);
       job.operand_row = job.path == Path::kBf16 ? nullptr : &slot_row[begin];
       Add(in, job.path);
       jobs.push_back(job);
     }
     Job down{.weight = &experts.down[expert], .first = begin, .count = end - begin};
-    down.path = PathOf(*down.weight, prefill, rows);
+    down.path = PathOf(*down.weight, prefill);
     down.out_row = &slot_row[begin];
     down.row_scale = &slot_weight[begin];
     down.out = out;
