@@ -82,6 +82,13 @@ void DieWithLauncher() {
   if (std::getenv("OMPI_COMM_WORLD_RANK") != nullptr) prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
 
+// Open MPI's shared memory sends up to 4 KB at once and asks the receiver first for more, which
+// doubles the latency of a token's partial sums. The user's own settings stay.
+void TuneSharedMemory() {
+  setenv("OMPI_MCA_btl_vader_eager_limit", "131072", 0);
+  setenv("OMPI_MCA_btl_vader_max_send_size", "262144", 0);
+}
+
 }  // namespace
 
 // On the liveness thread.
@@ -205,6 +212,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptio
     return absl::FailedPreconditionError("this process has had its MPI communicator already");
   }
   DieWithLauncher();
+  TuneSharedMemory();
   int provided = MPI_THREAD_SINGLE;
   {
     const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
