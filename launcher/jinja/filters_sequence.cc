@@ -113,7 +113,7 @@ Value ItemsFilter(Runtime& rt, const Value& in, const Arguments& arguments) {
 // What a sort, min, max, unique or groupby compares: an attribute, or several, case folded.
 std::vector<Value> SortKeys(Runtime& rt, const std::vector<Value>& items, const Value* attribute,
                             bool case_sensitive) {
-  const auto fold = [&](Value v) {
+  const auto fold = [&](const Value& v) {
     return v.is_string() && !case_sensitive ? Value(Lower(v.str())) : v;
   };
   std::vector<Value> keys;
