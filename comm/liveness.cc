@@ -316,6 +316,7 @@ bool Liveness::Introduce(Connection& connection, const Frame& frame) {
   }
   joined_[frame.rank] = true;
   connection.peer = frame.rank;
+  SendAll(connection.fd, news_);
   return true;
 }
 
@@ -373,6 +374,8 @@ void Liveness::Fail(const JobFailure& failure) {
 
 void Liveness::Send(const Frame& frame, int except) {
   const std::string bytes = Encode(frame.kind, frame.code, frame.rank, frame.text);
+  // At most a loss, an abort and a farewell of each rank.
+  if (options_.rank == 0 && frame.kind != Frame::kBeat) news_ += bytes;
   for (const Connection& connection : connections_) {
     if (connection.fd >= 0 && connection.peer >= 0 && connection.peer != except) {
       SendAll(connection.fd, bytes);

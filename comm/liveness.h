@@ -119,6 +119,7 @@ class Liveness {
 
   // The thread's alone, once it runs.
   std::vector<Connection> connections_;
+  std::string news_;  // rank 0: all that was sent to everyone, for ranks that join later
   std::vector<bool> joined_;
   bool failed_ = false;
 
