@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -134,14 +135,15 @@ TEST_F(ShardFileTest, KilledRunLeavesNothingWholeAndResumes) {
     const pid_t child = fork();
     if (child == 0) {
       options_.progress = [stop](int64_t done, int64_t) {
-        if (done >= stop) _exit(9);
+        if (done >= stop) raise(SIGKILL);
       };
       (void)Write();
       _exit(0);
     }
     int status = 0;
     waitpid(child, &status, 0);
-    ASSERT_EQ(WEXITSTATUS(status), 9);
+    ASSERT_TRUE(WIFSIGNALED(status));
+    ASSERT_EQ(WTERMSIG(status), SIGKILL);
     EXPECT_EQ(ShardDirectory::Open(dir()).status().code(), absl::StatusCode::kNotFound);
   }
   const auto result = Write();
