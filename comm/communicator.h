@@ -75,7 +75,9 @@ struct MpiOptions {
 
 // The world communicator of an MPI job; initializes MPI (which can be done once in a process) and
 // finalizes it when it and all that were split off are destroyed. After an error MPI is not
-// finalized, as that would wait for the dead: leave the process with a nonzero exit code.
+// finalized, as that would wait for the dead: leave the process with a nonzero exit code. If the
+// job fails while this rank waits for the others to be done too, the destructor ends the process
+// (69).
 absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& options);
 
 }  // namespace shoal

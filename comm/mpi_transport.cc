@@ -3,9 +3,12 @@
 #define OMPI_SKIP_MPICXX 1  // only the C interface: the C++ one needs another library
 #include <mpi.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -66,8 +69,8 @@ class Backoff {
 }  // namespace
 
 MpiTransport::~MpiTransport() {
-  bool healthy = !is_broken_.load(std::memory_order_acquire);
-  if (healthy) {
+  const bool was_healthy = !is_broken_.load(std::memory_order_acquire);
+  if (was_healthy) {
     // What was sent last must still go out.
     Backoff backoff(may_spin_);
     while (!is_broken_.load(std::memory_order_acquire)) {
@@ -85,10 +88,15 @@ MpiTransport::~MpiTransport() {
   }
   copies_changed_.SignalAll();
   if (progress_.joinable()) progress_.join();
-  if (WaitUntilAllLeave()) {
+  const bool all_left = WaitUntilAllLeave();
+  if (all_left) {
     MPI_Finalize();
-  } else {
-    healthy = false;
+  } else if (was_healthy && is_broken_.load(std::memory_order_acquire)) {
+    // The job failed behind the back of this rank's owner, who takes it for done and would return
+    // 0: mpirun calls that an improper exit and reports 1 in place of the failure's own code.
+    std::fflush(nullptr);
+    std::this_thread::sleep_for(std::chrono::seconds(1));  // who reports the failure goes first
+    _exit(kExitPeerLost);
   }
   {
     MutexLock lock(&state_);
@@ -97,7 +105,7 @@ MpiTransport::~MpiTransport() {
   closing_changed_.SignalAll();
   liveness_.reset();
   if (exit_.joinable()) exit_.join();
-  if (!healthy) {  // MPI may still move bytes from and to these, if anybody calls it
+  if (!all_left) {  // MPI may still move bytes from and to these, if anybody calls it
     MutexLock lock(&mpi_);
     for (auto& copy : copies_) static_cast<void>(copy.release());
   }

@@ -21,12 +21,18 @@
 namespace shoal {
 namespace {
 
+int ExitCode(const absl::Status& status) {
+  if (status.ok()) return 1;  // a call worked that must not
+  if (status.code() == absl::StatusCode::kDataLoss) return 65;
+  return status.code() == absl::StatusCode::kUnavailable ? 69 : 1;
+}
+
 #define REQUIRE_OK(expr)                                                                          \
   do {                                                                                            \
     const absl::Status require_status = (expr);                                                   \
     if (!require_status.ok()) {                                                                   \
       std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, require_status.ToString().c_str()); \
-      return require_status.code() == absl::StatusCode::kUnavailable ? 69 : 1;                    \
+      return ExitCode(require_status);                                                            \
     }                                                                                             \
   } while (false)
 
@@ -127,7 +133,7 @@ int AbortByOne(Communicator& comm) {
   float one = 1;
   const absl::Status status = comm.AllReduceSum(&one, 1, Wire::kF32);
   std::fprintf(stderr, "%s\n", status.ToString().c_str());
-  return status.code() == absl::StatusCode::kDataLoss ? 65 : 1;
+  return ExitCode(status);
 }
 
 // Rank 1 leaves while the others still want something from it.
@@ -136,7 +142,7 @@ int LeaveEarly(Communicator& comm) {
   float one = 1;
   const absl::Status status = comm.AllReduceSum(&one, 1, Wire::kF32);
   std::fprintf(stderr, "%s\n", status.ToString().c_str());
-  return status.code() == absl::StatusCode::kUnavailable ? 69 : 1;
+  return ExitCode(status);
 }
 
 int Bench(Communicator& comm) {
