@@ -123,7 +123,8 @@ Value FormatFilter(Runtime& rt, const Value& in, const Arguments& arguments) {
 Value WordCount(Runtime& rt, const Value& in, const Arguments& arguments) {
   int64_t count = 0;
   bool in_word = false;
-  for (const std::string_view c : Characters(rt.Text(in))) {
+  const std::string text = rt.Text(in);
+  for (const std::string_view c : Characters(text)) {
     const bool part = c == "_" || AllAre(c, CharacterClass::kAlnum);
     count += part && !in_word;
     in_word = part;

@@ -142,7 +142,7 @@ std::vector<size_t> SortedOrder(Runtime& rt, const std::vector<Value>& keys, boo
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
     if (!rt.Step()) return false;
     const int result = reverse ? Compare(keys[b], keys[a]) : Compare(keys[a], keys[b]);
-    if (result == 2) {
+    if (result == 2 && !Equal(keys[a], keys[b])) {
       rt.Fail(absl::StrCat("cannot sort ", TypeName(keys[a]), " and ", TypeName(keys[b])));
     }
     return result == -1;

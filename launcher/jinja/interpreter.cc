@@ -179,17 +179,18 @@ void Interpreter::ExecFor(const Stmt& stmt, const Value& sequence, int depth) {
     }
     items = std::move(kept);
   }
-  bool any = false;
+  bool any = false;  // As in Jinja, a turn that was left by break or continue does not count.
   const auto loop = std::make_shared<LoopObject>(*this, stmt, scope_, items, depth);
   for (size_t i = 0; i < items.size(); ++i) {
     if (!rt_.Step(4)) return;
     if (!stmt.uses_loop && !wanted(items[i])) continue;
-    any = true;
     loop->MoveTo(i);
     NewScope scope(*this, scope_);
     Assign(stmt.target, items[i]);
     if (stmt.uses_loop) SetVariable("loop", ObjectPtr(loop));
-    if (ExecBody(stmt.body) == Flow::kBreak) break;
+    const Flow flow = ExecBody(stmt.body);
+    if (flow == Flow::kBreak) break;
+    any |= flow == Flow::kNext;
   }
   if (!any && !rt_.failed()) {
     NewScope scope(*this, scope_);

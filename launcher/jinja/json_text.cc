@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "launcher/jinja/python_text.h"
+#include "nlohmann/json.hpp"
 
 namespace shoal::jinja {
 namespace {

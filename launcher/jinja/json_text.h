@@ -4,7 +4,7 @@
 #include <string>
 
 #include "launcher/jinja/runtime.h"
-#include "nlohmann/json.hpp"
+#include "nlohmann/json_fwd.hpp"
 
 namespace shoal::jinja {
 

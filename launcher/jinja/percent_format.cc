@@ -78,7 +78,7 @@ bool FormatOne(Runtime& rt, const Spec& spec, const Value& value, std::string* o
   switch (spec.kind) {
     case 's':
     case 'r': {
-      *out = spec.kind == 's' ? rt.Text(value) : Repr(value);
+      *out = spec.kind == 's' ? rt.Text(value) : Repr(value, rt.limits().output_bytes);
       if (spec.precision >= 0 && static_cast<size_t>(spec.precision) < Length(*out)) {
         *out = std::string(Substring(*out, 0, static_cast<size_t>(spec.precision)));
       }

@@ -247,7 +247,7 @@ std::vector<std::string_view> SplitSpace(std::string_view text, int64_t max) {
   std::vector<std::string_view> out;
   for (text = Strip(text, Side::kLeft); !text.empty(); text = Strip(text, Side::kLeft)) {
     if (max >= 0 && static_cast<int64_t>(out.size()) == max) {
-      out.push_back(Strip(text, Side::kRight));
+      out.push_back(text);
       break;
     }
     size_t n = 0;
@@ -264,7 +264,7 @@ std::vector<std::string_view> SplitSpaceRight(std::string_view text, int64_t max
   std::vector<std::string_view> out;
   for (text = Strip(text, Side::kRight); !text.empty(); text = Strip(text, Side::kRight)) {
     if (max >= 0 && static_cast<int64_t>(out.size()) == max) {
-      out.push_back(Strip(text, Side::kLeft));
+      out.push_back(text);
       break;
     }
     size_t begin = text.size();

@@ -95,7 +95,7 @@ bool Runtime::Items(const Value& v, std::vector<Value>* out) {
 }
 
 std::string Runtime::Text(const Value& v) {
-  std::string text = Str(v);
+  std::string text = Str(v, limits_.output_bytes);
   return AllowString(text.size()) ? text : std::string();
 }
 

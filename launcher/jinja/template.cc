@@ -4,6 +4,7 @@
 #include "launcher/jinja/interpreter.h"
 #include "launcher/jinja/json_text.h"
 #include "launcher/jinja/parser.h"
+#include "nlohmann/json.hpp"
 
 namespace shoal::jinja {
 

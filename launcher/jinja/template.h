@@ -9,7 +9,7 @@
 #include "absl/status/statusor.h"
 #include "launcher/jinja/ast.h"
 #include "launcher/jinja/runtime.h"
-#include "nlohmann/json.hpp"
+#include "nlohmann/json_fwd.hpp"
 
 namespace shoal::jinja {
 

@@ -14,7 +14,6 @@ constexpr int kMaxNesting = 100;
 
 // Shared parts can make a value far larger to walk than to hold ([x, x] over and over), so walks
 // are cut off: nothing that a template really prints or compares comes near.
-constexpr size_t kMaxReprBytes = 64 << 20;
 constexpr int64_t kMaxComparisons = 10'000'000;
 
 bool EqualAt(const Value& a, const Value& b, int depth, int64_t& budget);
@@ -44,35 +43,35 @@ bool EqualAt(const Value& a, const Value& b, int depth, int64_t& budget) {
   return a.is_dict() && b.is_dict() && EqualDicts(a.dict(), b.dict(), depth, budget);
 }
 
-void AppendRepr(const Value& v, int depth, std::string& out);
+void AppendRepr(const Value& v, int depth, size_t max, std::string& out);
 
-void AppendReprList(const List& list, int depth, std::string& out) {
+void AppendReprList(const List& list, int depth, size_t max, std::string& out) {
   out += list.tuple ? '(' : '[';
   bool first = true;
   for (const Value& item : list.items) {
     if (!first) out += ", ";
     first = false;
-    AppendRepr(item, depth + 1, out);
+    AppendRepr(item, depth + 1, max, out);
   }
   if (list.tuple && list.items.size() == 1) out += ',';
   out += list.tuple ? ')' : ']';
 }
 
-void AppendReprDict(const Dict& dict, int depth, std::string& out) {
+void AppendReprDict(const Dict& dict, int depth, size_t max, std::string& out) {
   out += '{';
   bool first = true;
   for (const auto& [key, value] : dict.items) {
     if (!first) out += ", ";
     first = false;
-    AppendRepr(key, depth + 1, out);
+    AppendRepr(key, depth + 1, max, out);
     out += ": ";
-    AppendRepr(value, depth + 1, out);
+    AppendRepr(value, depth + 1, max, out);
   }
   out += '}';
 }
 
-void AppendRepr(const Value& v, int depth, std::string& out) {
-  if (out.size() > kMaxReprBytes) return;
+void AppendRepr(const Value& v, int depth, size_t max, std::string& out) {
+  if (out.size() > max) return;
   if (v.is_string()) {
     out += StringRepr(v.str());
   } else if (v.is_undefined()) {
@@ -88,9 +87,9 @@ void AppendRepr(const Value& v, int depth, std::string& out) {
   } else if (depth > kMaxNesting) {
     out += "...";
   } else if (v.is_list()) {
-    AppendReprList(v.list(), depth, out);
+    AppendReprList(v.list(), depth, max, out);
   } else if (v.is_dict()) {
-    AppendReprDict(v.dict(), depth, out);
+    AppendReprDict(v.dict(), depth, max, out);
   } else {
     absl::StrAppend(&out, "<", std::string(v.object().kind()), ">");
   }
@@ -229,15 +228,15 @@ std::string FloatRepr(double d) {
   return out;
 }
 
-std::string Str(const Value& v) {
+std::string Str(const Value& v, size_t max_bytes) {
   if (v.is_string()) return v.str();
   if (v.is_undefined()) return "";
-  return Repr(v);
+  return Repr(v, max_bytes);
 }
 
-std::string Repr(const Value& v) {
+std::string Repr(const Value& v, size_t max_bytes) {
   std::string out;
-  AppendRepr(v, 0, out);
+  AppendRepr(v, 0, max_bytes, out);
   return out;
 }
 

@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "nlohmann/json.hpp"
 
 namespace shoal::jinja {
 
@@ -136,9 +135,10 @@ bool Truth(const Value& v);                  // Python's bool()
 bool Equal(const Value& a, const Value& b);  // Python's ==; containers nest at most 100 deep
 std::string TypeName(const Value& v);        // "str", "int", ...
 std::string FloatRepr(double d);             // Python's repr(float)
-// Python's str() and repr(). Nesting beyond 100 levels prints as "...".
-std::string Str(const Value& v);
-std::string Repr(const Value& v);
+// Python's str() and repr(). Nesting beyond 100 levels prints as "..."; a container stops to be
+// written out soon after max_bytes.
+std::string Str(const Value& v, size_t max_bytes = 1 << 20);
+std::string Repr(const Value& v, size_t max_bytes = 1 << 20);
 
 // -1 less, 0 equal, 1 greater, 2 not comparable.
 int Compare(const Value& a, const Value& b);

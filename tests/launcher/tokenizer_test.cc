@@ -297,7 +297,7 @@ TEST(TokenizerTest, AMegabyteOfOneLetter) {
   }
   for (const char* run : {" ", "\n", "A", "1", ".", "\xE4\xB8\xAD"}) {
     std::string long_run;
-    while (long_run.size() < 300000) long_run += run;
+    while (long_run.size() < 50000) long_run += run;
     for (const auto& t : tokenizers) EXPECT_EQ(t->Decode(Plain(*t, long_run), false), long_run);
   }
 }
