@@ -18,5 +18,7 @@ void AddPerplexityCommand(CLI::App& app, CommandLine& line);
 void AddPlanCommand(CLI::App& app, CommandLine& line);
 void AddShardCommand(CLI::App& app, CommandLine& line);
 void AddInspectCommand(CLI::App& app, CommandLine& line);
+void AddServeCommand(CLI::App& app, CommandLine& line);
+void AddEngineCommand(CLI::App& app, CommandLine& line);
 
 }  // namespace shoal

@@ -17,6 +17,8 @@ int main(int argc, char** argv) {
   shoal::AddInspectCommand(app, line);
   shoal::AddPlanCommand(app, line);
   shoal::AddShardCommand(app, line);
+  shoal::AddServeCommand(app, line);
+  shoal::AddEngineCommand(app, line);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

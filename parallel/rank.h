@@ -86,6 +86,10 @@ class Rank {
   const ShardPlan& plan() const { return plan_; }
   const RankMemory& memory() const { return memory_; }
   const WeightStore& weights() const { return weights_; }
+  // What another rank of the plan takes.
+  absl::StatusOr<RankMemory> MemoryOf(const Checkpoint& checkpoint, const RankPlan& plan) const {
+    return MemoryNeeded(checkpoint, config_, options_, plan, *backend_);
+  }
   std::string DescribeBackend() const { return backend_->Describe(); }
 
   // The loop of every rank but 0: until a stop batch. An error breaks the communicator for all.

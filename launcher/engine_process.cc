@@ -1,0 +1,396 @@
+#include "launcher/engine_process.h"
+
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/mutex.h"
+#include "kernels/status_macros.h"
+#include "launcher/frame.h"
+#include "launcher/json_constraint.h"
+#include "launcher/proto/engine.pb.h"
+
+namespace shoal {
+namespace {
+
+namespace pb = ::shoal::engine::v1;
+using Clock = std::chrono::steady_clock;
+
+constexpr absl::Duration kHeartbeat = absl::Milliseconds(250);
+// How long the engine thread may take to notice that the coordinator is gone before the process
+// ends anyway: it may hang in a collective with a dead peer.
+constexpr absl::Duration kGrace = absl::Seconds(5);
+// The coordinator bounds what it submits; this bounds what a faulty one could.
+constexpr size_t kMaxCommands = 1 << 16;
+
+int64_t NowMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
+      .count();
+}
+
+SamplingParams ToSampling(const pb::Sampling& s) {
+  SamplingParams p;
+  p.temperature = s.temperature();
+  p.top_k = s.top_k();
+  p.top_p = s.top_p();
+  p.min_p = s.min_p();
+  p.repeat_penalty = s.repeat_penalty();
+  p.presence_penalty = s.presence_penalty();
+  p.frequency_penalty = s.frequency_penalty();
+  p.penalty_last_n = s.penalty_last_n();
+  p.seed = s.seed();
+  p.logprobs = s.logprobs();
+  for (int i = 0; i < std::min(s.bias_token_size(), s.bias_size()); ++i) {
+    p.logit_bias.emplace_back(s.bias_token(i), s.bias(i));
+  }
+  return p;
+}
+
+SequenceRequest ToRequest(const pb::Submit& s) {
+  SequenceRequest r;
+  r.tokens.assign(s.tokens().begin(), s.tokens().end());
+  r.prompt_length = s.prompt_length();
+  r.max_tokens = s.max_tokens();
+  r.sampling = ToSampling(s.sampling());
+  r.stop_tokens.assign(s.stop_tokens().begin(), s.stop_tokens().end());
+  r.client = s.client();
+  r.salt = {s.salt_low(), s.salt_high()};
+  return r;
+}
+
+pb::Finish ToFinish(FinishReason f) {
+  switch (f) {
+    case FinishReason::kNone:
+      return pb::FINISH_NONE;
+    case FinishReason::kStop:
+      return pb::FINISH_STOP;
+    case FinishReason::kLength:
+      return pb::FINISH_LENGTH;
+    case FinishReason::kCancelled:
+      return pb::FINISH_CANCELLED;
+    case FinishReason::kError:
+      return pb::FINISH_ERROR;
+  }
+  return pb::FINISH_ERROR;
+}
+
+// What the reader thread hands to the engine thread.
+class CommandQueue {
+ public:
+  // False when the queue is full.
+  bool Push(pb::ToEngine command) {
+    MutexLock lock(&mu_);
+    if (commands_.size() >= kMaxCommands) return false;
+    commands_.push_back(std::move(command));
+    cv_.Signal();
+    return true;
+  }
+  void Close() {
+    MutexLock lock(&mu_);
+    closed_ = true;
+    cv_.SignalAll();
+  }
+  // Everything that waits; when `wait`, sleeps until there is something or the queue is closed.
+  std::deque<pb::ToEngine> Take(bool wait, bool* closed) {
+    MutexLock lock(&mu_);
+    while (wait && commands_.empty() && !closed_) cv_.Wait(&mu_);
+    *closed = closed_;
+    return std::exchange(commands_, {});
+  }
+  // True when the engine thread said so within the time.
+  bool WaitFinished(absl::Duration timeout) {
+    const absl::Time deadline = absl::Now() + timeout;
+    MutexLock lock(&mu_);
+    while (!finished_) {
+      if (finished_cv_.WaitWithDeadline(&mu_, deadline) && !finished_) return false;
+    }
+    return true;
+  }
+  void Finished() {
+    MutexLock lock(&mu_);
+    finished_ = true;
+    finished_cv_.SignalAll();
+  }
+
+ private:
+  Mutex mu_;
+  CondVar cv_;           // commands_, closed_
+  CondVar finished_cv_;  // others wait for that, so that no signal meant for Take() goes to them
+  std::deque<pb::ToEngine> commands_ ABSL_GUARDED_BY(mu_);
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
+  bool finished_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+// Numbers that the engine thread sets and the heartbeat thread sends.
+class Pulse {
+ public:
+  explicit Pulse(const Scheduler::Stats& stats) : stats_(stats) {}
+  void StepBegins() { step_since_ms_.store(NowMs()); }
+  void StepEnds(const Scheduler::Stats& stats, int tokens) {
+    const int64_t ms = NowMs() - step_since_ms_.exchange(0);
+    MutexLock lock(&mu_);
+    stats_ = stats;
+    ++steps_;
+    generated_ += tokens;
+    total_ms_ += ms;
+    longest_ms_ = std::max(longest_ms_, ms);
+  }
+  pb::FromEngine Message() {
+    pb::FromEngine m;
+    pb::Heartbeat& h = *m.mutable_heartbeat();
+    const int64_t since = step_since_ms_.load();
+    h.set_step_running_ms(since == 0 ? 0 : std::max<int64_t>(1, NowMs() - since));
+    MutexLock lock(&mu_);
+    h.set_running(stats_.running);
+    h.set_waiting(stats_.waiting);
+    h.set_blocks_in_use(stats_.blocks_in_use);
+    h.set_blocks_total(stats_.blocks_total);
+    h.set_preempted(stats_.preempted);
+    h.set_prompt_tokens(stats_.prompt_tokens);
+    h.set_cached_tokens(stats_.cached_tokens);
+    h.set_generated_tokens(generated_);
+    h.set_steps(steps_);
+    h.set_longest_step_ms(longest_ms_);
+    h.set_step_seconds(static_cast<double>(total_ms_) / 1e3);
+    return m;
+  }
+
+ private:
+  std::atomic<int64_t> step_since_ms_{0};  // 0: no step runs
+  Mutex mu_;
+  Scheduler::Stats stats_ ABSL_GUARDED_BY(mu_);
+  int64_t steps_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t generated_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t total_ms_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t longest_ms_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+class Socket {
+ public:
+  static absl::StatusOr<std::unique_ptr<Socket>> Connect(const std::string& path) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path.size() >= sizeof address.sun_path) {
+      return absl::InvalidArgumentError(absl::StrCat("socket path ", path, " is too long"));
+    }
+    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return absl::UnavailableError(absl::StrCat("socket: ", strerror(errno)));
+    auto s = std::make_unique<Socket>(fd);
+    if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) {
+      return absl::UnavailableError(
+          absl::StrCat("cannot reach the coordinator at ", path, ": ", strerror(errno),
+                       ". This command is started by shoal serve; rank 0 must run on its host"));
+    }
+    return s;
+  }
+  explicit Socket(int fd) : fd_(fd) {}
+  ~Socket() { close(fd_); }
+  absl::Status Write(const pb::FromEngine& m) {
+    MutexLock lock(&mu_);
+    return WriteFrame(fd_, m);
+  }
+  absl::Status Read(pb::ToEngine* m) { return ReadFrame(fd_, m); }
+  // Wakes up a reader.
+  void Shutdown() { shutdown(fd_, SHUT_RDWR); }
+
+ private:
+  const int fd_;
+  Mutex mu_;
+};
+
+pb::FromEngine MakeHello(const Session& session) {
+  pb::FromEngine m;
+  pb::Hello& h = *m.mutable_hello();
+  const Rank& rank = session.engine.rank();
+  const ShardPlan& plan = rank.plan();
+  h.set_protocol(kEngineProtocol);
+  h.set_vocab_size(session.config.vocab);
+  h.set_context(session.options.context);
+  h.set_slots(session.options.sequences);
+  h.set_kv_tokens(session.options.kv_tokens);
+  h.set_tp(plan.tp);
+  h.set_pp(plan.pp);
+  h.set_pid(getpid());
+  h.set_load_seconds(session.load_seconds);
+  h.set_backend(rank.DescribeBackend());
+  for (const RankPlan& p : plan.ranks) {
+    pb::RankInfo& r = *h.add_ranks();
+    r.set_rank(p.rank);
+    r.set_host(rank.mesh().world().host(p.rank));
+    r.set_stage(p.stage);
+    r.set_layer_begin(static_cast<int>(p.layers.begin));
+    r.set_layer_end(static_cast<int>(p.layers.end));
+    r.set_heads(static_cast<int>(p.q_heads.size()));
+    r.set_kv_heads(static_cast<int>(p.kv_heads.size()));
+    const absl::StatusOr<RankMemory> memory = rank.MemoryOf(session.checkpoint, p);
+    if (!memory.ok()) continue;  // it was computed before; a figure on a page is no reason to fail
+    r.set_weight_bytes(memory->weights);
+    r.set_kv_bytes(memory->kv);
+    r.set_workspace_bytes(memory->workspace);
+  }
+  return m;
+}
+
+// The engine thread's side: ids, constraints, events.
+class Server {
+ public:
+  Server(Session& session, Socket& socket, CommandQueue& commands, Pulse& pulse)
+      : session_(session),
+        engine_(session.engine),
+        socket_(socket),
+        commands_(commands),
+        pulse_(pulse) {
+    engine_.SetTokenMask([this](SequenceId id, absl::Span<const int32_t> tokens) {
+      const auto it = constraints_.find(id);
+      return it == constraints_.end() ? std::vector<uint64_t>() : it->second.Mask(tokens);
+    });
+  }
+
+  absl::Status Run() {
+    for (;;) {
+      bool closed = false;
+      const std::deque<pb::ToEngine> commands = commands_.Take(engine_.idle(), &closed);
+      if (closed) return absl::OkStatus();
+      pb::FromEngine out;
+      for (const pb::ToEngine& c : commands) Apply(c, *out.mutable_events());
+      pulse_.StepBegins();
+      absl::StatusOr<std::vector<TokenEvent>> events = engine_.Step();
+      SHOAL_RETURN_IF_ERROR(events.status());
+      int tokens = 0;
+      for (TokenEvent& e : *events) {
+        tokens += e.has_token ? 1 : 0;
+        Report(e, *out.mutable_events());
+      }
+      pulse_.StepEnds(engine_.stats(), tokens);
+      if (out.events().events_size() > 0) SHOAL_RETURN_IF_ERROR(socket_.Write(out));
+    }
+  }
+
+ private:
+  struct Known {
+    uint64_t id = 0;
+    bool reported_cache = false;
+  };
+
+  void Apply(const pb::ToEngine& command, pb::Events& out) {
+    if (command.has_cancel()) {
+      const auto it = sequence_of_.find(command.cancel().id());
+      if (it != sequence_of_.end()) engine_.Cancel(it->second);
+    } else if (command.has_submit()) {
+      if (absl::Status s = Submit(command.submit()); !s.ok()) {
+        pb::Event& e = *out.add_events();
+        e.set_id(command.submit().id());
+        e.set_finish(pb::FINISH_ERROR);
+        e.set_error(std::string(s.message()));
+      }
+    }
+  }
+
+  absl::Status Submit(const pb::Submit& submit) {
+    for (int32_t t : submit.tokens()) {
+      if (t < 0 || t >= session_.config.vocab) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("token ", t, " of a vocabulary of ", session_.config.vocab));
+      }
+    }
+    std::optional<JsonConstraint> constraint;
+    if (!submit.json_schema().empty()) {
+      if (vocabulary_ == nullptr) {
+        vocabulary_ = std::make_unique<ConstraintVocabulary>(*session_.tokenizer);
+      }
+      SHOAL_ASSIGN_OR_RETURN(std::shared_ptr<const JsonGrammar> grammar,
+                             JsonGrammar::FromSchema(submit.json_schema()));
+      constraint.emplace(std::move(grammar), *vocabulary_, submit.prompt_length());
+    }
+    SHOAL_ASSIGN_OR_RETURN(const SequenceId id, engine_.Submit(ToRequest(submit)));
+    known_[id] = {submit.id(), false};
+    sequence_of_[submit.id()] = id;
+    if (constraint.has_value()) constraints_.emplace(id, *std::move(constraint));
+    return absl::OkStatus();
+  }
+
+  void Report(TokenEvent& event, pb::Events& out) {
+    const auto it = known_.find(event.id);
+    if (it == known_.end()) return;
+    pb::Event& e = *out.add_events();
+    e.set_id(it->second.id);
+    e.set_has_token(event.has_token);
+    e.set_finish(ToFinish(event.finish));
+    if (event.has_token) {
+      e.set_token(event.token);
+      e.set_logprob(event.sample.logprob);
+      for (const Candidate& c : event.sample.top) {
+        pb::Candidate& top = *e.add_top();
+        top.set_token(c.token);
+        top.set_logprob(c.logit);
+      }
+      if (!it->second.reported_cache) {
+        it->second.reported_cache = true;
+        const Sequence* s = engine_.Find(event.id);
+        if (s != nullptr) e.set_cached_tokens(std::min(s->cached_tokens, s->prompt_length));
+      }
+    }
+    if (event.finish == FinishReason::kNone) return;
+    constraints_.erase(event.id);
+    sequence_of_.erase(it->second.id);
+    known_.erase(it);
+  }
+
+  Session& session_;
+  Engine& engine_;
+  Socket& socket_;
+  CommandQueue& commands_;
+  Pulse& pulse_;
+  std::unique_ptr<ConstraintVocabulary> vocabulary_;  // made when first needed
+  std::unordered_map<SequenceId, Known> known_;
+  std::unordered_map<uint64_t, SequenceId> sequence_of_;
+  std::unordered_map<SequenceId, JsonConstraint> constraints_;
+};
+
+void ReadCommands(Socket& socket, CommandQueue& commands) {
+  for (;;) {
+    pb::ToEngine command;
+    if (!socket.Read(&command).ok() || !commands.Push(std::move(command))) break;
+  }
+  commands.Close();
+  if (!commands.WaitFinished(kGrace)) _exit(0);  // hangs with nobody left to tell
+}
+
+}  // namespace
+
+absl::Status ServeEngine(Session& session, const std::string& socket_path) {
+  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Socket> socket, Socket::Connect(socket_path));
+  SHOAL_RETURN_IF_ERROR(socket->Write(MakeHello(session)));
+  CommandQueue commands;
+  Pulse pulse(session.engine.stats());
+  std::thread reader([&] { ReadCommands(*socket, commands); });
+  std::thread heart([&] {
+    while (!commands.WaitFinished(kHeartbeat)) {
+      if (!socket->Write(pulse.Message()).ok()) return;
+    }
+  });
+  const absl::Status status = Server(session, *socket, commands, pulse).Run();
+  commands.Finished();
+  socket->Shutdown();
+  reader.join();
+  heart.join();
+  session.engine.SetTokenMask(nullptr);
+  return status;
+}
+
+}  // namespace shoal

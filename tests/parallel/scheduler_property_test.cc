@@ -1,0 +1,306 @@
+// Random worlds against the scheduler: requests come, are cancelled, resume after a restart, run
+// out of blocks and share prefixes, with several steps in flight. A simulated KV pool holds, for
+// every position of every block, a hash of the whole context up to there; each row checks that
+// everything it attends to is what its sequence says. SHOAL_PROPERTY_STEPS sets how many steps are
+// simulated.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "parallel/scheduler.h"
+
+namespace shoal {
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int64_t kDefaultSteps = 20'000;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+constexpr int64_t kDefaultSteps = 20'000;
+#else
+constexpr int64_t kDefaultSteps = 1'000'000;
+#endif
+#else
+constexpr int64_t kDefaultSteps = 1'000'000;
+#endif
+
+constexpr int64_t kStepsOfAWorld = 5'000;
+// Steps that a sequence may take beyond those its own tokens need, while others come first.
+constexpr int64_t kPatience = 20'000;
+
+uint64_t Mix(uint64_t x) {
+  x ^= x >> 30;
+  x *= 0xBF58476D1CE4E5B9u;
+  x ^= x >> 27;
+  x *= 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+uint64_t Extend(uint64_t context, int32_t token) {
+  return Mix(context * 31 + static_cast<uint64_t>(token) + 0x9E3779B97F4A7C15u);
+}
+
+class World {
+ public:
+  explicit World(uint64_t seed) : random_(seed), limits_(RandomLimits()), scheduler_(limits_) {
+    stages_ = Pick(1, 4);
+    pool_.assign(static_cast<size_t>(limits_.blocks) * kKvBlockTokens, 0);
+    table_.assign(limits_.slots, {});
+  }
+
+  // False when a property failed.
+  bool Run(int64_t steps) {
+    for (int64_t i = 0; i < steps && !::testing::Test::HasFailure(); ++i) {
+      const int arrivals = Pick(0, 9) == 0 ? Pick(0, 6) : 0;
+      for (int a = 0; a < arrivals; ++a) Arrive();
+      if (Pick(0, 40) == 0) CancelOne();
+      Advance();
+    }
+    for (int64_t i = 0; !scheduler_.idle() || !in_flight_.empty(); ++i) {
+      if (::testing::Test::HasFailure()) return false;
+      EXPECT_LT(i, kPatience) << "the scheduler makes no progress";
+      Advance();
+    }
+    TakeCancelled();
+    EXPECT_TRUE(live_.empty()) << "sequences that never ended";
+    EXPECT_EQ(scheduler_.stats().blocks_in_use, 0) << "blocks that never came back";
+    EXPECT_EQ(scheduler_.stats().running, 0);
+    return !::testing::Test::HasFailure();
+  }
+
+ private:
+  struct Live {
+    std::vector<int32_t> tokens;
+    std::vector<uint64_t> contexts;  // [tokens] hash of everything up to and with that token
+    size_t end = 0;                  // length at which it ends
+    uint64_t salt = 0;
+    size_t submitted = 0;
+    bool cancelled = false;
+    int64_t born = 0;
+  };
+
+  int Pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
+
+  SchedulerLimits RandomLimits() {
+    SchedulerLimits l;
+    l.rows = Pick(1, 60);
+    l.rows_beside_decode = Pick(1, l.rows);
+    l.slots = Pick(1, 6);
+    l.rows = std::max(l.rows, l.slots);
+    l.context = Pick(8, 12 * kKvBlockTokens);
+    l.blocks = Pick(1, 40);
+    l.waiting = Pick(1, 40);
+    l.prefix_cache = Pick(0, 4) != 0;
+    return l;
+  }
+
+  // The text of a context goes on the same way however often it is computed.
+  static int32_t Draw(const Live& s) { return static_cast<int32_t>(s.contexts.back() % 5); }
+  static void Append(Live& s, int32_t token) {
+    s.contexts.push_back(Extend(s.contexts.empty() ? s.salt : s.contexts.back(), token));
+    s.tokens.push_back(token);
+  }
+
+  void Arrive() {
+    SequenceRequest r;
+    Live live;
+    const int most = std::min(limits_.context, limits_.blocks * kKvBlockTokens);
+    const int length = Pick(0, 20) == 0 ? Pick(1, 2 * most) : Pick(1, std::max(1, most / 2));
+    // Few distinct texts, so that prefixes are shared.
+    std::mt19937 text(static_cast<uint32_t>(Pick(0, 3)));
+    for (int i = 0; i < length; ++i) r.tokens.push_back(static_cast<int32_t>(text() % 7));
+    r.client = std::string(1, static_cast<char>('a' + Pick(0, 2)));
+    live.salt = static_cast<uint64_t>(r.client[0]);
+    r.salt = {live.salt, 0};
+    r.prompt_length = Pick(0, 3) == 0 ? Pick(1, length) : length;  // shorter: after a restart
+    r.max_tokens = Pick(0, 60);
+    for (int32_t t : r.tokens) Append(live, t);
+    live.end = static_cast<size_t>(std::min(r.prompt_length + r.max_tokens, most));
+    live.submitted = live.tokens.size();
+    live.born = step_;
+    const absl::StatusOr<SequenceId> id = scheduler_.Submit(std::move(r));
+    if (length > most) {
+      EXPECT_EQ(id.status().code(), absl::StatusCode::kInvalidArgument);
+      return;
+    }
+    if (!id.ok()) {
+      EXPECT_EQ(id.status().code(), absl::StatusCode::kResourceExhausted);
+      EXPECT_GE(scheduler_.stats().waiting, limits_.waiting);
+      return;
+    }
+    live_[*id] = std::move(live);
+  }
+
+  void CancelOne() {
+    if (live_.empty()) return;
+    auto it = live_.begin();
+    std::advance(it, Pick(0, static_cast<int>(live_.size()) - 1));
+    it->second.cancelled = true;
+    scheduler_.Cancel(it->first);
+  }
+
+  void Advance() {
+    ++step_;
+    while (in_flight_.size() < static_cast<size_t>(stages_)) {
+      std::optional<Scheduler::Step> step = scheduler_.Next();
+      if (!step.has_value()) break;
+      Compute(step->batch);
+      in_flight_.push_back(*std::move(step));
+      if (Pick(0, 2) == 0) break;
+    }
+    TakeCancelled();
+    if (in_flight_.empty()) return;
+    const Scheduler::Step step = std::move(in_flight_.front());
+    in_flight_.pop_front();
+    std::vector<int32_t> tokens;
+    for (const SequenceId id : step.sequences) {
+      Live& s = live_.at(id);
+      tokens.push_back(Draw(s));
+      if (!s.cancelled) Append(s, tokens.back());
+    }
+    for (const Scheduler::Finished& f : scheduler_.Complete(step, tokens)) Finish(f);
+    for (const auto& [id, s] : live_) {
+      EXPECT_LT(step_ - s.born, kPatience) << "sequence " << id << " starves";
+    }
+  }
+
+  void TakeCancelled() {
+    for (const Scheduler::Finished& f : scheduler_.TakeCancelled()) Finish(f);
+  }
+
+  void Finish(const Scheduler::Finished& f) {
+    const auto it = live_.find(f.id);
+    ASSERT_NE(it, live_.end()) << "sequence " << f.id << " ended twice";
+    const Live& s = it->second;
+    if (f.reason == FinishReason::kCancelled) {
+      EXPECT_TRUE(s.cancelled);
+    } else {
+      EXPECT_EQ(f.reason, FinishReason::kLength);
+      // At its end, or beyond it from the start (it came back from a restart with all its tokens,
+      // or its prompt fills the context and one more token is drawn).
+      EXPECT_GE(s.tokens.size(), s.end);
+      EXPECT_LE(s.tokens.size(), std::max(s.end, s.submitted + 1));
+    }
+    live_.erase(it);
+  }
+
+  // What the ranks do with a batch, with hashes of contexts in place of keys and values.
+  void Compute(const Batch& batch) {
+    ASSERT_GT(batch.rows(), 0);
+    ASSERT_LE(batch.rows(), limits_.rows);
+    for (const Batch::TableEntry& e : batch.table) {
+      ASSERT_TRUE(e.slot >= 0 && e.slot < limits_.slots && e.block >= 0 &&
+                  e.block < limits_.blocks);
+      std::vector<int>& blocks = table_[e.slot];
+      if (static_cast<size_t>(e.index) >= blocks.size()) blocks.resize(e.index + 1, -1);
+      blocks[e.index] = e.block;
+    }
+    int row = 0;
+    bool prefill_began = false;
+    std::set<int> slots;
+    for (const Batch::Run& run : batch.runs) {
+      ASSERT_TRUE(slots.insert(run.slot).second) << "a slot twice in a batch";
+      ASSERT_EQ(run.row, row);
+      ASSERT_FALSE(run.decode != 0 && prefill_began) << "decode rows come first";
+      prefill_began = run.decode == 0;
+      row += run.rows;
+      Store(batch, run);
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+    ASSERT_EQ(row, batch.rows());
+    for (const Batch::Run& run : batch.runs) Attend(run);
+  }
+
+  const Live* Owner(const Batch::Run& run) const {
+    for (const auto& [id, live] : live_) {
+      const Sequence* sequence = scheduler_.Find(id);  // null: its end is not told yet
+      if (sequence != nullptr && sequence->slot == run.slot) return &live;
+    }
+    return nullptr;
+  }
+
+  // Every layer stores the keys and values of all rows before any row attends.
+  void Store(const Batch& batch, const Batch::Run& run) {
+    const Live* s = Owner(run);
+    ASSERT_NE(s, nullptr) << "a run of nobody";
+    ASSERT_LE(static_cast<size_t>(run.pos + run.rows), s->tokens.size());
+    for (int p = run.pos; p < run.pos + run.rows; ++p) {
+      ASSERT_EQ(batch.tokens[run.row + p - run.pos], s->tokens[p]);
+      pool_[At(run.slot, p)] = s->contexts[p];
+    }
+  }
+  void Attend(const Batch::Run& run) {
+    const Live& s = *Owner(run);
+    for (int p = 0; p < run.pos + run.rows; ++p) {
+      ASSERT_EQ(pool_[At(run.slot, p)], s.contexts[p])
+          << "position " << p << " of " << run.pos + run.rows << " holds another context";
+    }
+  }
+
+  size_t At(int slot, int position) {
+    const std::vector<int>& blocks = table_[slot];
+    const size_t index = static_cast<size_t>(position) / kKvBlockTokens;
+    EXPECT_TRUE(index < blocks.size() && blocks[index] >= 0) << "position without a block";
+    const int block = index < blocks.size() ? std::max(0, blocks[index]) : 0;
+    return static_cast<size_t>(block) * kKvBlockTokens + position % kKvBlockTokens;
+  }
+
+  std::mt19937_64 random_;
+  const SchedulerLimits limits_;
+  Scheduler scheduler_;
+  int stages_ = 1;
+  int64_t step_ = 0;
+  std::vector<uint64_t> pool_;
+  std::vector<std::vector<int>> table_;
+  std::deque<Scheduler::Step> in_flight_;
+  std::map<SequenceId, Live> live_;
+};
+
+TEST(SchedulerProperty, RandomWorlds) {
+  const char* asked = std::getenv("SHOAL_PROPERTY_STEPS");
+  const int64_t steps = asked == nullptr ? kDefaultSteps : std::atoll(asked);
+  for (int64_t done = 0, seed = 1; done < steps; done += kStepsOfAWorld, ++seed) {
+    ASSERT_TRUE(World(static_cast<uint64_t>(seed)).Run(kStepsOfAWorld)) << "seed " << seed;
+  }
+}
+
+// The same calls give the same steps.
+TEST(SchedulerProperty, Deterministic) {
+  const auto trace = [] {
+    Scheduler scheduler(
+        {.rows = 24, .rows_beside_decode = 8, .slots = 3, .context = 100, .blocks = 9});
+    std::mt19937 random(5);
+    std::vector<int32_t> trace;
+    for (int i = 0; i < 400; ++i) {
+      if (random() % 3 == 0) {
+        SequenceRequest r;
+        r.tokens.resize(1 + random() % 50);
+        for (int32_t& t : r.tokens) t = static_cast<int32_t>(random() % 3);
+        r.max_tokens = static_cast<int>(random() % 30);
+        r.client = std::string(1, static_cast<char>('a' + random() % 3));
+        scheduler.Submit(std::move(r)).IgnoreError();
+      }
+      const auto step = scheduler.Next();
+      if (!step.has_value()) continue;
+      for (const Batch::Run& run : step->batch.runs) {
+        trace.insert(trace.end(), {run.slot, run.row, run.rows, run.pos, run.decode});
+      }
+      for (const Batch::TableEntry& e : step->batch.table) {
+        trace.insert(trace.end(), {e.slot, e.index, e.block});
+      }
+      scheduler.Complete(*step, std::vector<int32_t>(step->sequences.size(), 1));
+    }
+    return trace;
+  };
+  EXPECT_EQ(trace(), trace());
+}
+
+}  // namespace
+}  // namespace shoal
