@@ -1,10 +1,7 @@
 #include "launcher/chat.h"
 
-#include <histedit.h>
-#include <unistd.h>
-
+#include <cctype>
 #include <cstdio>
-#include <iostream>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -17,60 +14,13 @@
 #include "launcher/exit_code.h"
 #include "launcher/generate.h"
 #include "launcher/interrupt.h"
+#include "launcher/line_reader.h"
 #include "nlohmann/json.hpp"
 
 namespace shoal {
 namespace {
 
-constexpr int kHistoryLines = 500;
-constexpr size_t kMaxLineBytes = 1u << 20;
-
-const char* Prompt(EditLine*) { return "> "; }
-
-// One line of stdin at a time.
-class LineReader {
- public:
-  LineReader() {
-    if (isatty(STDIN_FILENO) == 0) return;
-    editor_ = el_init("shoal", stdin, stderr, stderr);
-    if (editor_ == nullptr) return;
-    history_ = history_init();
-    HistEvent event;
-    history(history_, &event, H_SETSIZE, kHistoryLines);
-    el_set(editor_, EL_PROMPT, Prompt);
-    el_set(editor_, EL_EDITOR, "emacs");
-    el_set(editor_, EL_HIST, history, history_);
-  }
-  ~LineReader() {
-    if (editor_ != nullptr) el_end(editor_);
-    if (history_ != nullptr) history_end(history_);
-  }
-  LineReader(const LineReader&) = delete;
-  LineReader& operator=(const LineReader&) = delete;
-
-  // nullopt at the end of input or on Ctrl-C.
-  std::optional<std::string> Next() {
-    std::string line;
-    if (editor_ == nullptr) {
-      if (!std::getline(std::cin, line)) return std::nullopt;
-      return line;
-    }
-    int count = 0;
-    const char* text = el_gets(editor_, &count);
-    if (text == nullptr || count <= 0) return std::nullopt;
-    line.assign(text, count);
-    while (!line.empty() && line.back() == '\n') line.pop_back();
-    if (!line.empty()) {
-      HistEvent event;
-      history(history_, &event, H_ENTER, line.c_str());
-    }
-    return line;
-  }
-
- private:
-  EditLine* editor_ = nullptr;
-  History* history_ = nullptr;
-};
+constexpr size_t kMaxMessageBytes = 1u << 20;
 
 absl::StatusOr<ChatTemplate> TemplateOf(const Tokenizer& tokenizer) {
   if (tokenizer.chat_template().empty()) {
@@ -116,15 +66,17 @@ absl::Status Chat(const ChatOptions& options, Session& session) {
   if (!options.system.empty())
     messages.push_back({{"role", "system"}, {"content", options.system}});
   if (!options.quiet) {
-    std::fprintf(stderr, "Chat with %s. Ctrl-C stops a reply, a second one or Ctrl-D leaves.\n",
-                 session.config.name.empty() ? "the model" : session.config.name.c_str());
+    std::fprintf(
+        stderr,
+        "Chat with %s. Ctrl-C stops a reply, a second one or Ctrl-D leaves; a line that ends "
+        "in \\ goes on.\n",
+        session.config.name.empty() ? "the model" : session.config.name.c_str());
   }
-  LineReader reader;
   Interrupt interrupt;
+  LineReader reader(interrupt);
   while (const std::optional<std::string> line = reader.Next()) {
-    if (interrupt.Take()) break;
     if (line->empty()) continue;
-    if (line->size() > kMaxLineBytes) return UsageError("a line has more than a megabyte");
+    if (line->size() > kMaxMessageBytes) return UsageError("a message has more than a megabyte");
     messages.push_back({{"role", "user"}, {"content", *line}});
     SequenceRequest request;
     SHOAL_ASSIGN_OR_RETURN(request.tokens, Render(chat, session, messages));
@@ -134,6 +86,10 @@ absl::Status Chat(const ChatOptions& options, Session& session) {
     request.stop_tokens = session.tokenizer->end_of_generation_ids();
     std::string reply;
     const auto show = [&reply](std::string_view text) {
+      // The blank that a SentencePiece vocabulary puts before a first word is not part of a reply.
+      while (reply.empty() && !text.empty() && std::isspace(static_cast<unsigned char>(text[0]))) {
+        text.remove_prefix(1);
+      }
       reply.append(text);
       std::fwrite(text.data(), 1, text.size(), stdout);
       std::fflush(stdout);

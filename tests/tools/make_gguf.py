@@ -83,7 +83,7 @@ def size_of(kind, dims):
 
 def metadata(args):
     pieces, scores, kinds = byte_vocabulary(args.vocab)
-    return {
+    meta = {
         'general.architecture': scalar(STRING, 'llama'),
         'general.name': scalar(STRING, 'random weights'),
         'llama.context_length': scalar(U32, args.context),
@@ -104,6 +104,9 @@ def metadata(args):
         'tokenizer.ggml.eos_token_id': scalar(U32, 2),
         'tokenizer.ggml.add_bos_token': scalar(BOOL, True),
     }
+    if args.chat_template:
+        meta['tokenizer.chat_template'] = scalar(STRING, args.chat_template)
+    return meta
 
 
 def write_data(out, rng, plan, args):
@@ -148,6 +151,7 @@ def parse(argv=None):
     parser.add_argument('--vocab', type=int, default=1024)
     parser.add_argument('--context', type=int, default=4096)
     parser.add_argument('--type', choices=sorted(TYPES), default='q8_0')
+    parser.add_argument('--chat-template', help='Jinja source; without one the model does not chat')
     parser.add_argument('--seed', type=int, default=1)
     args = parser.parse_args(argv)
     if args.dim % args.heads or args.heads % args.kv_heads or args.vocab < 259:
