@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <fstream>
-#include <iostream>
 #include <limits>
+#include <sstream>
 #include <unordered_map>
 #include <utility>
 
@@ -14,6 +13,7 @@
 #include "kernels/status_macros.h"
 #include "launcher/exit_code.h"
 #include "launcher/interrupt.h"
+#include "launcher/read_input.h"
 #include "launcher/utf8_stream.h"
 #include "nlohmann/json.hpp"
 
@@ -134,12 +134,8 @@ class BatchRun {
 }  // namespace
 
 absl::StatusOr<std::vector<std::string>> ReadPromptLines(const std::string& path) {
-  std::ifstream file;
-  if (path != "-") {
-    file.open(path);
-    if (!file) return absl::NotFoundError(absl::StrCat("cannot read the prompts in ", path));
-  }
-  std::istream& in = path == "-" ? std::cin : file;
+  SHOAL_ASSIGN_OR_RETURN(std::string text, ReadInput(path, "the prompts"));
+  std::istringstream in(std::move(text));
   std::vector<std::string> prompts;
   std::string line;
   while (std::getline(in, line)) {

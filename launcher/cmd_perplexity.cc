@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,6 +14,7 @@
 #include "launcher/commands.h"
 #include "launcher/exit_code.h"
 #include "launcher/flags.h"
+#include "launcher/read_input.h"
 #include "launcher/session.h"
 
 namespace shoal {
@@ -127,14 +127,8 @@ class LogitsFile {
   std::ifstream in_;
 };
 
-absl::StatusOr<std::string> ReadText(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return absl::NotFoundError(absl::StrCat("cannot read the text ", path));
-  return std::string(std::istreambuf_iterator<char>(in), {});
-}
-
 absl::Status Measure(const PerplexityFlags& f, Session& session) {
-  SHOAL_ASSIGN_OR_RETURN(const std::string text, ReadText(f.file));
+  SHOAL_ASSIGN_OR_RETURN(const std::string text, ReadInput(f.file, "the text"));
   const Tokenizer& tokenizer = *session.tokenizer;
   SHOAL_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, tokenizer.Encode(text, true, false));
   const int context = session.options.context;

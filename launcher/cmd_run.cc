@@ -2,9 +2,6 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <fstream>
-#include <iostream>
-#include <iterator>
 #include <limits>
 #include <memory>
 #include <string>
@@ -20,6 +17,7 @@
 #include "launcher/flags.h"
 #include "launcher/generate.h"
 #include "launcher/interrupt.h"
+#include "launcher/read_input.h"
 #include "launcher/session.h"
 
 namespace shoal {
@@ -42,23 +40,9 @@ struct RunFlags {
   std::string system;
 };
 
-constexpr size_t kMaxPromptBytes = 256u << 20;
-
 absl::StatusOr<std::string> ReadPrompt(const RunFlags& f) {
   if (f.prompt_file.empty()) return f.prompt;
-  std::string text;
-  if (f.prompt_file == "-") {
-    text.assign(std::istreambuf_iterator<char>(std::cin), {});
-  } else {
-    std::ifstream in(f.prompt_file, std::ios::binary);
-    if (!in)
-      return absl::NotFoundError(absl::StrCat("cannot read the prompt file ", f.prompt_file));
-    text.assign(std::istreambuf_iterator<char>(in), {});
-  }
-  if (text.size() > kMaxPromptBytes) {
-    return UsageError(absl::StrCat("the prompt has ", text.size(), " bytes; at most ",
-                                   kMaxPromptBytes, " are read"));
-  }
+  SHOAL_ASSIGN_OR_RETURN(std::string text, ReadInput(f.prompt_file, "the prompt"));
   // A file's last line break is not meant as part of the prompt.
   if (!text.empty() && text.back() == '\n') text.pop_back();
   return text;

@@ -82,6 +82,16 @@ class BadInputTest(harness.TestCase):
             with self.subTest(args=args):
                 self.refused(USAGE, '-m', DEMO_MODEL, '-p', 'x', '-n', 1, *args, names=args[-1].lstrip('-'))
 
+    def test_text_that_cannot_be_read(self):
+        for flag, command in (('-f', 'run'), ('--batch-file', 'run'), ('-f', 'perplexity')):
+            for path, reason in ((self.scratch, 'Is a directory'), (self.scratch / 'absent', 'No such file')):
+                with self.subTest(command=command, flag=flag, path=path):
+                    result = harness.shoal(command, '-m', DEMO_MODEL, flag, path, timeout=60)
+                    self.assertEqual(result.code, UNREADABLE, str(result))
+                    self.assertEqual(result.out, b'')
+                    self.assertIn(str(path), result.err)
+                    self.assertIn(reason, result.err)
+
     def test_prompt_longer_than_the_context(self):
         self.refused(USAGE, '-m', DEMO_MODEL, '-c', 64, '-n', 4, '-p', 'the sea is deep and ' * 100, names='64')
 
