@@ -32,10 +32,12 @@ class QuickstartTest(harness.TestCase):
 
     def broken(self, tool):
         """quickstart with a tool that fails: the message names the command and gives advice."""
-        stub = self.scratch / tool
+        folder = self.scratch / f'without {tool}'
+        folder.mkdir()
+        stub = folder / tool
         stub.write_text(f'#!/bin/sh\necho "{tool}: the stub was called" >&2\nexit 1\n')
         stub.chmod(0o755)
-        result = self.quickstart(env={'PATH': f'{self.scratch}:{os.environ["PATH"]}'})
+        result = self.quickstart(env={'PATH': f'{folder}:{os.environ["PATH"]}'})
         self.assertNotEqual(result.code, 0, str(result))
         self.assertIn('the stub was called', result.err)
         return result.err
