@@ -178,15 +178,15 @@ absl::Status Rank::LoadWeights(const Checkpoint& checkpoint, const Progress& pro
     const int64_t tokens =
         (options_.memory - memory_.workspace - least) / std::max<int64_t>(1, token_bytes);
     return absl::ResourceExhaustedError(absl::StrCat(
-        "this does not fit in ", FormatBytes(options_.memory), ":\n  weights    ",
-        FormatBytes(least), " at least, streamed (", FormatBytes(layout_.bytes),
-        " in all)\n  KV cache   ", FormatBytes(memory_.kv), " (", options_.kv_tokens,
-        " tokens)\n  workspace  ", FormatBytes(memory_.workspace), " (batches of ", options_.rows,
-        ")\n  together   ", FormatBytes(least + others), "\n",
+        "this does not fit in the ", FormatBytes(options_.memory),
+        " that the rank may take:\n  weights    ", FormatBytes(least), " at least, streamed (",
+        FormatBytes(layout_.bytes), " in all)\n  KV cache   ", FormatBytes(memory_.kv), " (",
+        options_.kv_tokens, " tokens)\n  workspace  ", FormatBytes(memory_.workspace),
+        " (batches of ", options_.rows, ")\n  together   ", FormatBytes(least + others), "\n",
         tokens >= kKvBlockTokens
             ? absl::StrCat("a context of ", tokens / options_.sequences, " tokens (-c) would fit")
-            : absl::StrCat("give it at least ", FormatBytes(least + others),
-                           ", or try a smaller batch (-b) and context (-c)")));
+            : absl::StrCat("give it ", FormatBytes(least + others - options_.memory),
+                           " more (--ram), or try a smaller batch (-b) and context (-c)")));
   }
   WeightStoreOptions store;
   store.threads = std::max(1, options_.cpu.threads);
