@@ -23,6 +23,10 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+    if (argc > 1 && argv[1][0] != '-' && app.get_subcommands().empty()) {
+      std::fprintf(stderr, "shoal: '%s' is not a command.\nTry 'shoal --help'.\n", argv[1]);
+      return shoal::kExitUsage;
+    }
     std::fprintf(stderr, "shoal: %s\nTry 'shoal --help' or 'shoal run --help'.\n", e.what());
     return shoal::kExitUsage;
   }

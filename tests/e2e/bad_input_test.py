@@ -40,6 +40,11 @@ class BadInputTest(harness.TestCase):
         path = self.file(b'')
         self.refused(MALFORMED, '-m', path, '-p', 'x', names=path)
 
+    def test_unknown_command(self):
+        result = harness.shoal('frobnicate', '-m', 'x')
+        self.assertEqual(result.code, USAGE, str(result))
+        self.assertIn("'frobnicate' is not a command", result.err)
+
     def test_not_a_model(self):
         path = self.file(b'This is a letter, not a model.\n' * 100)
         self.refused(MALFORMED, '-m', path, '-p', 'x', names=path)
