@@ -135,7 +135,8 @@ absl::StatusOr<WholePlan> MakePlan(const PlanFlags& f) {
   if (f.ranks_per_host < 1) return UsageError("--ranks-per-host is at least 1");
   // Before anything is measured: that takes memory too.
   SHOAL_ASSIGN_OR_RETURN(const int64_t budget,
-                         RankMemoryLimit(f.model.ram, f.ranks_per_host, f.ranks_per_host));
+                         RankMemoryLimit(f.model.ram, f.ranks_per_host, f.ranks_per_host,
+                                         /*hypothetical=*/true));
   if (whole.options.cpu.threads == 0) {
     const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
     whole.options.cpu.threads = std::max(1, cores / f.ranks_per_host);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <vector>
 
@@ -42,8 +43,7 @@ void AddModelFlags(CLI::App& app, ModelFlags& f) {
       ->envname("SHOAL_BATCH_SIZE");
   app.add_option("--ram", f.ram,
                  "memory that the ranks of a host may take, such as 4G; what does not fit is "
-                 "streamed from disk "
-                 "(default: what is free, a cgroup's limit included)")
+                 "streamed from disk (default and most: what is free, a cgroup's limit included)")
       ->envname("SHOAL_RAM");
   app.add_flag("--in-process", f.in_process, "ranks are threads of this process, without MPI")
       ->envname("SHOAL_IN_PROCESS");
@@ -126,20 +126,21 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
   return o;
 }
 
-absl::StatusOr<int64_t> RankMemoryLimit(const std::string& ram, int ranks, int processes) {
+absl::StatusOr<int64_t> RankMemoryLimit(const std::string& ram, int ranks, int processes,
+                                        bool hypothetical) {
   // Threads' stacks, the tokenizer's tables, buffers of batches: what is not counted piece by
   // piece.
   constexpr int64_t kUncounted = 64 << 20;
-  int64_t bytes = 0;
-  if (ram.empty()) {
-    // A system that does not say what is free is not limited by us.
-    const absl::StatusOr<FreeMemory> free = ReadFreeMemory();
-    if (!free.ok()) return 0;
-    bytes = free->available - DefaultMargin(free->available);
-  } else {
+  // A system that does not say what is free is not limited by us.
+  const absl::StatusOr<FreeMemory> free = ReadFreeMemory();
+  if (ram.empty() && !free.ok()) return 0;
+  int64_t bytes = free.ok() ? free->available - DefaultMargin(free->available)
+                            : std::numeric_limits<int64_t>::max();
+  if (!ram.empty()) {
     const absl::StatusOr<int64_t> given = ParseBytes(ram);
     if (!given.ok()) return UsageError(absl::StrCat("--ram ", ram, ": ", given.status().message()));
-    bytes = *given - processes * OwnMemory();
+    const int64_t taken = *given - processes * OwnMemory();
+    bytes = hypothetical ? taken : std::min(bytes, taken);
   }
   return std::max<int64_t>(1, bytes / ranks - kUncounted);
 }
