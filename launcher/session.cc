@@ -228,6 +228,7 @@ int RunSession(const ModelFlags& flags, const SessionOptions& session,
 
 std::string FormatReports(const std::vector<RankReport>& reports) {
   std::string out;
+  bool repacks = false;
   for (size_t r = 0; r < reports.size(); ++r) {
     const RankReport& x = reports[r];
     const auto mb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e6; };
@@ -244,6 +245,12 @@ std::string FormatReports(const std::vector<RankReport>& reports) {
         r, mb(x.memory.streamed), static_cast<double>(x.read_bytes) / 1e9, x.read_seconds,
         static_cast<double>(x.read_bytes) / 1e9 / std::max(1e-9, x.read_seconds), x.reader,
         x.read_depth, x.wait_seconds, x.read_cpu_seconds);
+    repacks |= std::string_view(x.reader).substr(0, 8) == "repacked";
+  }
+  if (repacks) {
+    out +=
+        "hint: streamed from a GGUF every part is packed anew for each token; faster: shoal shard "
+        "-m MODEL -o DIR, then -m DIR\n";
   }
   return out;
 }
