@@ -177,9 +177,12 @@ template <typename Parsed>
 void OpenAiApi::Parse(const Exchange& exchange,
                       absl::StatusOr<Parsed> (*parse)(std::string_view, const ModelContext&),
                       std::function<void(absl::StatusOr<Parsed>)> then) {
-  asio::post(pool_, [this, exchange, parse, then = std::move(then)]() mutable {
+  asio::post(pool_, [this, exchange = exchange, parse, then = std::move(then)]() mutable {
     auto parsed = std::make_shared<absl::StatusOr<Parsed>>(parse(exchange->request().body, model_));
-    asio::post(io_, [exchange, parsed, then = std::move(then)] { then(std::move(*parsed)); });
+    // The exchange goes back for good: its last owner ends it, and only one thread may do that.
+    asio::post(io_, [exchange = std::move(exchange), parsed, then = std::exchange(then, nullptr)] {
+      then(std::move(*parsed));
+    });
   });
 }
 
