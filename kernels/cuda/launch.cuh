@@ -1,0 +1,41 @@
+// Kernel launches and shared memory, under nvcc and under the tests' stand-in. Nothing else uses
+// `<<<>>>` or `__shared__`.
+#pragma once
+
+#include "kernels/cuda/intrinsics.cuh"
+
+#if defined(__CUDACC__)
+
+namespace shoal::cuda {
+
+// The block's dynamic shared memory, aligned to 128 bytes; as large as the launch asked for.
+__device__ __forceinline__ unsigned char* DynamicShared() {
+  extern __shared__ __align__(128) unsigned char shoal_dynamic_shared[];
+  return shoal_dynamic_shared;
+}
+
+// One T for the block, uninitialised; T needs no constructor. Calls with the same T and kId give
+// the same variable.
+template <typename T, int kId = 0>
+__device__ __forceinline__ T& StaticShared() {
+  __shared__ alignas(alignof(T)) unsigned char bytes[sizeof(T)];
+  return *reinterpret_cast<T*>(bytes);
+}
+
+// Enqueues kernel(args...). An error (too much shared memory, a grid too large) is left for
+// cudaGetLastError.
+template <typename... Params, typename... Args>
+void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, const Args&... args) {
+  constexpr size_t kWithoutAsking = 48 << 10;
+  if (shared_bytes > kWithoutAsking) {
+    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                         cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(shared_bytes));
+  }
+  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
+}
+
+}  // namespace shoal::cuda
+
+#endif
