@@ -10,9 +10,9 @@
 namespace shoal {
 namespace {
 
-constexpr int kStateQueries = 256;  // most query vectors of a prefill item
-constexpr int kPrefillRows = 64;    // most rows of a prefill item
-constexpr int kItemsPerThread = 4;  // fewer decode items than this are split by runs
+constexpr int kStateQueries = 512;  // most query vectors of a prefill item
+constexpr int kPrefillRows = 128;   // most rows of a prefill item: they share what is packed
+constexpr int kItemsPerThread = 4;  // fewer items than this are split: decode by runs
 
 static_assert(kRunTokens == kRunBlocks * kKvBlockTokens);
 static_assert(kMaxGroup <= kStateQueries);
@@ -44,7 +44,7 @@ TileSizes TileNumbers(int head_dim) {
   constexpr int64_t kPair = 2 * kTileElems;
   return {kStateQueries / kTileRows * TileSteps(head_dim) * kPair,
           kRunBlocks * TileSteps(head_dim) * kPair, kRunBlocks / 2 * TileVectors(head_dim) * kPair,
-          int64_t{2} * kTileQueries * kProbStride};
+          int64_t{kTileQueries} * kProbStride};
 }
 
 // An open softmax: acc / sum is the output of the tokens seen so far, with weights relative to
@@ -328,9 +328,18 @@ void AttentionEngine::Run(const float* q, int64_t q_stride, const AttentionShape
   pool_->Run([&](int thread) { Work(call, thread); });
 }
 
+// Rows of a prefill item: as many as fit, but no more than leave every thread several items.
+int AttentionEngine::ChunkRows(const Call& call, absl::Span<const Segment> segments) const {
+  int chunk = std::min(kPrefillRows, kStateQueries / call.shape->group);
+  int64_t rows = 0;
+  for (const Segment& s : segments) rows += s.decode ? 0 : s.rows;
+  const int64_t items = int64_t{kItemsPerThread} * pool_->threads();
+  while (chunk > 2 * kTileRows && DivUp(rows, chunk) * call.kv->shape.kv_heads < items) chunk /= 2;
+  return chunk >= kTileRows ? chunk / kTileRows * kTileRows : chunk;
+}
+
 void AttentionEngine::PlanItems(Call* call, absl::Span<const Segment> segments) {
-  const int chunk = std::min(kPrefillRows, kStateQueries / call->shape->group);
-  call->chunk_rows = chunk >= kTileRows ? chunk / kTileRows * kTileRows : chunk;
+  call->chunk_rows = ChunkRows(*call, segments);
   int64_t chunks = 0, runs = 0;
   for (const Segment& s : segments) {
     if (s.rows == 0) continue;

@@ -44,6 +44,7 @@ class AttentionEngine {
 
   Layout MakeLayout(const Backend::Limits& limits) const;
   Scratch ThreadScratch(const Call& call, int thread);
+  int ChunkRows(const Call& call, absl::Span<const Segment> segments) const;
   void PlanItems(Call* call, absl::Span<const Segment> segments);
   void Work(const Call& call, int thread);
   // Attends queries to all that they see, run by run.

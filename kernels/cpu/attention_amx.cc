@@ -162,21 +162,8 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-// The twelve products of a step: accumulators 0..3 are the left tiles a, b times the right tiles c,
-// d. Each operand is loaded once, and the products that one accumulator takes lie four apart, which
-// hides their latency.
-#define SHOAL_SPLIT_PRODUCT(a, b, left_low, left_stride, c, d) \
-  _tile_loadd(4, (a), (left_stride));                          \
-  _tile_loadd(5, (b), (left_stride));                          \
-  _tile_loadd(6, (c) + kTileElems, kTileBytes);                \
-  _tile_loadd(7, (d) + kTileElems, kTileBytes);                \
-  SHOAL_TILE_PRODUCTS; /* high * low */                        \
-  _tile_loadd(6, (c), kTileBytes);                             \
-  _tile_loadd(7, (d), kTileBytes);                             \
-  SHOAL_TILE_PRODUCTS; /* high * high */                       \
-  _tile_loadd(4, (a) + (left_low), (left_stride));             \
-  _tile_loadd(5, (b) + (left_low), (left_stride));             \
-  SHOAL_TILE_PRODUCTS /* low * high */
+// Accumulators 0..3 take the left tiles 4, 5 times the right tiles 6, 7. Each operand is loaded
+// once, and the products that one accumulator takes lie four apart, which hides their latency.
 #define SHOAL_TILE_PRODUCTS \
   _tile_dpbf16ps(0, 4, 6);  \
   _tile_dpbf16ps(1, 4, 7);  \
@@ -198,7 +185,17 @@ void ScoreTiles(const AttendArgs& args, const TileArgs& tiles, int block) {
   const uint16_t* q_end = q + row_of_tiles;
   ZeroAccumulators();
   for (; q < q_end; q += kPair, k += kPair) {
-    SHOAL_SPLIT_PRODUCT(q, q + row_of_tiles, kTileElems, kTileBytes, k, k + row_of_tiles);
+    _tile_loadd(4, q, kTileBytes);
+    _tile_loadd(5, q + row_of_tiles, kTileBytes);
+    _tile_loadd(6, k + kTileElems, kTileBytes);
+    _tile_loadd(7, k + row_of_tiles + kTileElems, kTileBytes);
+    SHOAL_TILE_PRODUCTS;  // high * low
+    _tile_loadd(6, k, kTileBytes);
+    _tile_loadd(7, k + row_of_tiles, kTileBytes);
+    SHOAL_TILE_PRODUCTS;  // high * high
+    _tile_loadd(4, q + kTileElems, kTileBytes);
+    _tile_loadd(5, q + row_of_tiles + kTileElems, kTileBytes);
+    SHOAL_TILE_PRODUCTS;  // low * high
   }
   float* scores = args.scores + block * kBlockTokens;
   float* scores2 = scores + kTileRows * kRunTokens;
@@ -209,8 +206,10 @@ void ScoreTiles(const AttendArgs& args, const TileArgs& tiles, int block) {
   _tile_stored(3, scores2 + kBlockTokens, kRowBytes);
 }
 
-// 2^x for x <= 0, to 4e-6 relative: the parts of p keep 2^-16. Exactly 0 for large negative x. The
-// polynomial interpolates 2^r at Chebyshev nodes of [-1/2, 1/2].
+// 2^x for x <= 0, to 4e-6 relative. 0 from kExp2Floor down: no sum would notice such numbers, and
+// the subnormal ones would cost a hundred cycles each. The polynomial interpolates 2^r at Chebyshev
+// nodes of [-1/2, 1/2].
+constexpr float kExp2Floor = -100;
 inline __m512 Exp2(__m512 x) {
   const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 r = _mm512_sub_ps(x, n);
@@ -219,7 +218,8 @@ inline __m512 Exp2(__m512 x) {
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402234904e-01f));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931210452e-01f));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, n);
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(kExp2Floor), _CMP_GT_OQ), p,
+                                n);
 }
 
 // Scores that the query does not see become kNoScore: they may be NaN, from garbage in the block.
@@ -254,8 +254,12 @@ void MaxScores(const AttendArgs& args, float* max) {
   }
 }
 
+inline void StoreProbs(uint16_t* p, __m512 a, __m512 b) {
+  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+}
+
 // Scores of one query to p, in pairs of blocks; leaves max and sum.
-void SoftmaxRow(const AttendArgs& args, int query, float top, uint16_t* high, uint16_t* low) {
+void SoftmaxRow(const AttendArgs& args, int query, float top, uint16_t* p) {
   const float* s = args.scores + query * kRunTokens;
   const int first = args.block_begin * kBlockTokens, last = args.block_end * kBlockTokens;
   const bool sees = args.begin[query] < args.end[query];
@@ -270,18 +274,18 @@ void SoftmaxRow(const AttendArgs& args, int query, float top, uint16_t* high, ui
   if (t % 32 != 0) {
     const __m512 b = exp2(t);
     sum = b;
-    StoreLeft(high + t - 16, low + t - 16, _mm512_setzero_ps(), b);
+    StoreProbs(p + t - 16, _mm512_setzero_ps(), b);
     t += 16;
   }
   for (; t + 32 <= last; t += 32) {
     const __m512 a = exp2(t), b = exp2(t + 16);
     sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
-    StoreLeft(high + t, low + t, a, b);
+    StoreProbs(p + t, a, b);
   }
   if (t < last) {
     const __m512 a = exp2(t);
     sum = _mm512_add_ps(sum, a);
-    StoreLeft(high + t, low + t, a, _mm512_setzero_ps());
+    StoreProbs(p + t, a, _mm512_setzero_ps());
   }
   args.max[query] = sees ? top * args.scale : kNoScore;
   args.sum[query] = sees ? _mm512_reduce_add_ps(sum) : 0;
@@ -291,12 +295,18 @@ void SoftmaxRow(const AttendArgs& args, int query, float top, uint16_t* high, ui
 void OutputTiles(const AttendArgs& args, const TileArgs& tiles, int vector) {
   const int64_t vectors = TileVectors(args.head_dim);
   constexpr int kProbBytes = kProbStride * sizeof(uint16_t);
-  constexpr int kLow = kTileQueries * kProbStride;
   ZeroAccumulators();
   for (int pair = args.block_begin / 2; pair < (args.block_end + 1) / 2; ++pair) {
     const uint16_t* p = tiles.p + pair * 32;
     const uint16_t* v = tiles.v + (pair * vectors + vector) * kPair;
-    SHOAL_SPLIT_PRODUCT(p, p + kTileRows * kProbStride, kLow, kProbBytes, v, v + kPair);
+    _tile_loadd(4, p, kProbBytes);
+    _tile_loadd(5, p + kTileRows * kProbStride, kProbBytes);
+    _tile_loadd(6, v + kTileElems, kTileBytes);
+    _tile_loadd(7, v + kPair + kTileElems, kTileBytes);
+    SHOAL_TILE_PRODUCTS;  // p * low
+    _tile_loadd(6, v, kTileBytes);
+    _tile_loadd(7, v + kPair, kTileBytes);
+    SHOAL_TILE_PRODUCTS;  // p * high
   }
   float* acc = args.acc + vector * 16;
   float* acc2 = acc + static_cast<int64_t>(kTileRows) * args.acc_stride;
@@ -319,8 +329,7 @@ void Attend(const AttendArgs& args, const TileArgs& tiles) {
   float top[kTileQueries];
   MaxScores(args, top);
   for (int i = 0; i < args.queries; ++i) {
-    SoftmaxRow(args, i, top[i], tiles.p + i * kProbStride,
-               tiles.p + (kTileQueries + i) * kProbStride);
+    SoftmaxRow(args, i, top[i], tiles.p + i * kProbStride);
   }
   Fence();
   for (int vector = 0; vector < TileVectors(args.head_dim); vector += 2) {

@@ -11,7 +11,6 @@ constexpr int kLanes = 8;
 constexpr int kScoreTile = 8;     // accumulators of a score tile
 constexpr int kScoreQueries = 4;  // most queries of a score tile
 constexpr int kOutputVecs = 2;    // vectors of dims of an output tile of 4 queries
-constexpr float kExpFloor = -150;
 
 inline Vec Set(float x) { return _mm256_set1_ps(x); }
 inline Vec Add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
@@ -56,14 +55,12 @@ inline void StoreF16(uint16_t* p, Vec x) {
                    _mm256_cvtps_ph(limited, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-// x * 2^n for n in [-217, 0]: in two steps, since 2^n alone may be no normal float.
-inline Vec ScaleByPowerOf2(Vec x, Vec n) {
-  const __m256i i = _mm256_cvtps_epi32(n);
-  const __m256i half = _mm256_srai_epi32(i, 1);
-  const __m256i bias = _mm256_set1_epi32(127);
-  const __m256i a = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
-  const __m256i b = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(i, half), bias), 23);
-  return Mul(Mul(x, _mm256_castsi256_ps(a)), _mm256_castsi256_ps(b));
+inline Vec ScaleByPowerOf2(Vec x, Vec n) {  // n in [-126, 127]
+  const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return Mul(x, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
+}
+inline Vec KeepWhereAbove(Vec x, Vec limit, Vec y) {  // else 0
+  return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_GT_OQ), y);
 }
 
 inline float ReduceSum(Vec x) {

@@ -11,7 +11,6 @@ constexpr int kLanes = 16;
 constexpr int kScoreTile = 16;    // accumulators of a score tile
 constexpr int kScoreQueries = 8;  // most queries of a score tile
 constexpr int kOutputVecs = 4;    // vectors of dims of an output tile of 4 queries
-constexpr float kExpFloor = -150;
 
 inline Vec Set(float x) { return _mm512_set1_ps(x); }
 inline Vec Add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
@@ -23,6 +22,9 @@ inline Vec Round(Vec x) {
   return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 inline Vec ScaleByPowerOf2(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
+inline Vec KeepWhereAbove(Vec x, Vec limit, Vec y) {  // else 0
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GT_OQ), y);
+}
 inline float ReduceSum(Vec x) { return _mm512_reduce_add_ps(x); }
 inline float ReduceMax(Vec x) { return _mm512_reduce_max_ps(x); }
 inline void Store(float* p, Vec x) { _mm512_storeu_ps(p, x); }

@@ -64,10 +64,11 @@ const AttentionKernels& ScalarAttentionKernels();
 const AttentionKernels& Avx2AttentionKernels();
 const AttentionKernels& Avx512AttentionKernels();
 
-// Attention through matrix tiles. Every operand is two bf16 numbers, high and low part, and a
-// product is three tile products (high high, high low, low high), so that scores and outputs are
+// Attention through matrix tiles. q, k and v are two bf16 numbers each, high and low part. A
+// product of q and k is three tile products (high high, high low, low high), so that scores are
 // good to about 2^-15, where plain bf16 would be good to 2^-8: large keys (Qwen2 has them) turn
-// that into percents.
+// that into percents. p is one bf16 number: that moves a weight by 2^-9, no more than the rounding
+// of the output to bf16 that the next product begins with.
 //
 // Operands are rows of 32 numbers for the left side, and for the right side 16 rows of pairs: row i
 // of a K tile is dims 2i, 2i+1 of 16 tokens, row i of a V tile is tokens 2i, 2i+1 of 16 dims. Tiles
@@ -77,7 +78,7 @@ struct TileArgs {
   const uint16_t* k;  // [kRunBlocks, steps] pairs of tiles
   const uint16_t*
       v;  // [kRunBlocks / 2, vectors] pairs of tiles, a vector is 16 dims; an even number of them
-  uint16_t* p;  // scratch [2, kTileQueries, kProbStride]
+  uint16_t* p;  // scratch [kTileQueries, kProbStride]
 };
 
 inline constexpr int kTileRows = 16;

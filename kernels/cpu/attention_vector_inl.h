@@ -126,9 +126,14 @@ void ScoreQueries(const AttendArgs& args, int first) {
   for (; block < args.block_end; ++block) ScoreTile<Type, kQueries, 1>(args, first, block);
 }
 
-// exp(x) for x <= 0, to about 1e-7 relative; exactly 0 for -inf. Cephes' expf: x = n ln 2 + r, a
+// Weights of scores so far below the best are 0: no f32 sum would notice them, and as subnormal
+// numbers they would cost a hundred cycles each.
+constexpr float kExpFloor = -69;
+
+// exp(x) for x <= 0, to about 1e-7 relative; 0 from kExpFloor down. Cephes' expf: x = n ln 2 + r, a
 // polynomial in r.
-Vec Exp(Vec x) {
+Vec Exp(Vec score) {
+  const Vec x = Max(score, Set(kExpFloor));
   const Vec n = Round(Mul(x, Set(1.44269504088896341f)));
   Vec r = Fma(n, Set(-0.693359375f), x);
   r = Fma(n, Set(2.12194440e-4f), r);
@@ -139,7 +144,7 @@ Vec Exp(Vec x) {
   p = Fma(p, r, Set(1.6666665459e-1f));
   p = Fma(p, r, Set(5.0000001201e-1f));
   p = Fma(Mul(p, r), r, Add(r, Set(1)));
-  return ScaleByPowerOf2(p, n);
+  return KeepWhereAbove(score, Set(kExpFloor), ScaleByPowerOf2(p, n));
 }
 
 // Turns the scores of a query into p and leaves max and sum. Tokens that the query does not see get
@@ -157,7 +162,7 @@ void SoftmaxQuery(const AttendArgs& args, int query) {
   const Vec shift = Set(top);
   Vec sum = Set(0);
   for (int t = first; t < last; t += kLanes) {
-    const Vec p = Exp(Max(Sub(LoadF32(s + t), shift), Set(kExpFloor)));
+    const Vec p = Exp(Sub(LoadF32(s + t), shift));
     Store(s + t, p);
     sum = Add(sum, p);
   }
@@ -259,8 +264,8 @@ void Merge(const MergeArgs& args) {
     args.max[i] = max;
   }
   for (int i = 0; i < args.queries; i += kLanes) {
-    Store(keep + i, Exp(Max(LoadF32(keep + i), Set(kExpFloor))));
-    Store(add + i, Exp(Max(LoadF32(add + i), Set(kExpFloor))));
+    Store(keep + i, Exp(LoadF32(keep + i)));
+    Store(add + i, Exp(LoadF32(add + i)));
   }
   for (int i = 0; i < args.queries; ++i) {
     args.sum[i] = args.sum[i] * keep[i] + args.run_sum[i] * add[i];
