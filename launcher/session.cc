@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "fmt/format.h"
+#include "kernels/cpu/topology.h"
 #include "kernels/status_macros.h"
 #include "launcher/demo_model.h"
 #include "launcher/exit_code.h"
@@ -158,7 +159,7 @@ absl::Status RunRank(const Loaded& loaded, const EngineOptions& options,
 
 // How many cores each rank of a host gets when the user did not say.
 void ShareCores(int local_rank, int local_size, CpuOptions& cpu) {
-  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int cores = static_cast<int>(UsableCores().size());
   const int share = std::max(1, cores / std::max(1, local_size));
   if (cpu.threads == 0) cpu.threads = share;
   cpu.first_core = local_rank * cpu.threads;

@@ -1,6 +1,5 @@
 #include "kernels/cpu/thread_pool.h"
 
-#include <hwloc.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -12,12 +11,11 @@
 #include <climits>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "kernels/cpu/topology.h"
 
 namespace shoal {
 namespace {
@@ -48,27 +46,6 @@ void FutexWakeAll(std::atomic<uint32_t>* word) {
   syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
-// A container's CPU quota in whole CPUs, rounded up; INT_MAX without one. cgroup v2 cpu.max is
-// "quota period".
-int CgroupCpuQuota() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  int64_t quota = 0, period = 0;
-  if (!(file >> quota >> period) || quota <= 0 || period <= 0) return INT_MAX;  // "max 100000"
-  return static_cast<int>(std::min<int64_t>((quota + period - 1) / period, INT_MAX));
-}
-
-std::vector<int> AllowedCpus() {
-  std::vector<int> cpus;
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(getpid(), sizeof(set), &set) == 0) {
-    for (int i = 0; i < CPU_SETSIZE; ++i) {
-      if (CPU_ISSET(i, &set)) cpus.push_back(i);
-    }
-  }
-  return cpus;
-}
-
 bool PinThread(pthread_t thread, int cpu) {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -84,33 +61,6 @@ int64_t NextSpin(bool spin_was_enough, int64_t spin_ns, int64_t spin_ns_max) {
 }
 
 }  // namespace
-
-std::vector<int> UsableCores() {
-  const std::vector<int> allowed = AllowedCpus();
-  std::vector<std::pair<int, int>> ranked;  // (-speed class, cpu)
-  hwloc_topology_t topology;
-  if (hwloc_topology_init(&topology) == 0) {
-    if (hwloc_topology_load(topology) == 0) {
-      const int cores = hwloc_get_nbobjs_by_type(topology, HWLOC_OBJ_CORE);
-      for (int i = 0; i < cores; ++i) {
-        const hwloc_obj_t core = hwloc_get_obj_by_type(topology, HWLOC_OBJ_CORE, i);
-        const auto cpu = std::find_if(allowed.begin(), allowed.end(), [&](int c) {
-          return hwloc_bitmap_isset(core->cpuset, c) != 0;
-        });
-        if (cpu == allowed.end()) continue;
-        // Kinds are ordered from efficient to fast; -1 when the machine has one kind only.
-        ranked.emplace_back(-hwloc_cpukinds_get_by_cpuset(topology, core->cpuset, 0), *cpu);
-      }
-    }
-    hwloc_topology_destroy(topology);
-  }
-  std::sort(ranked.begin(), ranked.end());
-  std::vector<int> result;
-  for (const auto& [kind, cpu] : ranked) result.push_back(cpu);
-  if (result.empty()) result = allowed;  // no core objects: some containers hide the topology
-  if (result.empty()) result.push_back(0);
-  return result;
-}
 
 void ThreadPool::Gate::Advance() {
   // Sequentially consistent with the sleeper's own pair of steps: either we see it, or its wait
@@ -147,12 +97,13 @@ absl::StatusOr<std::unique_ptr<ThreadPool>> ThreadPool::Create(const Options& op
   }
   const std::vector<int> usable = UsableCores();
   const int available = static_cast<int>(usable.size());
-  const int threads = options.threads > 0 ? options.threads : std::min(available, CgroupCpuQuota());
+  const int threads = options.threads > 0 ? options.threads : available;
   const bool fits = options.first_core + threads <= available;
   std::vector<int> cores;
   if (options.pin && fits) {
     cores.assign(usable.begin() + options.first_core,
                  usable.begin() + options.first_core + threads);
+    PreferMemoryNear(cores);
   }
   // Spinning takes time from the very thread that is waited for when there are not enough cores.
   const int64_t spin_ns_max = fits ? kSpinNsMax : 0;
@@ -199,11 +150,7 @@ void ThreadPool::Work(int thread) {
   uint32_t seen = 0;
   int64_t spin_ns = spin_ns_max_;
   while (true) {
-    // Spinning pays while jobs come close together; a wait that ends in sleep says that they do
-    // not.
-    const bool hot = start_.WaitWhile(seen, spin_ns);
-    spin_ns = hot ? std::min(spin_ns * 2, spin_ns_max_)
-                  : std::min(std::max(spin_ns / 2, kSpinNsMin), spin_ns_max_);
+    spin_ns = NextSpin(start_.WaitWhile(seen, spin_ns), spin_ns, spin_ns_max_);
     ++seen;
     if (stop_) return;
     call_(context_, thread);

@@ -12,18 +12,15 @@
 
 namespace shoal {
 
-// The cores that this process may use, one entry for each physical core: the first hardware thread
-// of it that the affinity mask allows. Fast cores stand before efficient ones. Never empty.
-std::vector<int> UsableCores();
-
 // One thread calls Run at a time; that caller is thread 0 of the team. Nothing here allocates after
 // Create.
 class ThreadPool {
  public:
   struct Options {
-    int threads =
-        0;  // with the caller; 0: one for each usable core (within the cgroup's CPU quota)
-    bool pin = true;     // bind threads to cores, unless there are more threads than cores
+    int threads = 0;  // with the caller; 0: one for each usable core
+    // Bind threads to cores, unless there are more threads than cores. Memory that the thread which
+    // calls Create touches first afterwards lies near them.
+    bool pin = true;
     int first_core = 0;  // thread i takes UsableCores()[first_core + i]
   };
   // kInvalidArgument for a count out of range, kResourceExhausted when the system gives no more
