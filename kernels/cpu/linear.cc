@@ -2,47 +2,25 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <vector>
 
 #include "kernels/buffer.h"
 #include "kernels/check.h"
 #include "kernels/cpu/linear_kernels.h"
+#include "kernels/cpu/operand.h"
 
 namespace shoal {
 namespace {
 
-// Columns that one preparation task converts: the row stays in L1 between norm and conversion.
-constexpr int kChunkCols = 512;
-static_assert(kChunkCols % 32 == 0);
-// Work of one task of the multiply phase: small enough that threads finish together, large enough
-// that the shared counter and a fresh memory stream cost nothing.
+// Work is taken in runs of panels: large while there is much left, for a fresh memory stream costs
+// something; at the end a panel at a time, so that threads finish together.
 constexpr int64_t kTaskBytesMax = 256 << 10;
-constexpr int64_t kTasksPerThread = 12;
+constexpr int64_t kTasksLeft =
+    3;  // a run is at most one of so many that each thread could still take
+
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 bool IsFloat(DType type) { return Info(type).block_elems == 1; }
-
-// Which operand a product reads.
-enum class Path { kInt8, kF32, kBf16 };
-
-// Rows of activations in up to three forms. Bf16 columns are padded with zeros to 32, f32 rows to
-// 16 floats.
-struct Operand {
-  Q8Block* int8 = nullptr;   // [rows][blocks]
-  float* f32 = nullptr;      // [rows][f32_stride]
-  uint16_t* bf16 = nullptr;  // [blocks][bf16_rows][32]
-  int64_t blocks = 0;
-  int64_t f32_stride = 0;
-  int64_t bf16_rows = 0;
-};
-
-// Rows between the column blocks of a bf16 operand: an odd multiple of 32, so that the tiles of
-// successive column blocks fall into different L1 sets; 32 more, as products read whole tiles.
-int64_t Bf16RowStride(int64_t rows) {
-  const int64_t units = RoundUp(rows, 32) / 32 + 1;
-  return 32 * (units | 1);
-}
 
 // Rows [first, first + count) of the operand times one matrix.
 struct Job {
@@ -57,13 +35,65 @@ struct Job {
   int64_t stride = 0;
   const float* bias = nullptr;
   bool accumulate = false;
-  int64_t task_begin = 0;  // first task of the phase that belongs to this job
-  int64_t task_panels = 1;
+  int64_t panel_begin = 0;  // panels of the phase's earlier jobs
+  int64_t most_panels = 1;  // of a run
 };
 
-struct Needs {
-  bool int8 = false, f32 = false, bf16 = false;
+// Panels [begin, end) of a job.
+struct Run {
+  const Job* job;
+  int64_t begin, end;
 };
+
+// The jobs of a phase, from which threads take runs of panels until none is left.
+class WorkList {
+ public:
+  std::vector<Job> jobs;
+
+  // Call when the jobs are complete.
+  void Start(int threads);
+  bool Take(Run* run);
+
+ private:
+  int64_t panels_ = 0;
+  int threads_ = 1;
+  alignas(64) std::atomic<int64_t> next_{0};  // panels taken
+};
+
+void WorkList::Start(int threads) {
+  threads_ = threads;
+  panels_ = 0;
+  for (Job& job : jobs) {
+    const PackedShape& shape = job.weight->shape;
+    job.panel_begin = panels_;
+    panels_ += shape.panels();
+    job.most_panels =
+        job.path == Path::kBf16
+            ? kBf16Panels
+            : std::max<int64_t>(1, kTaskBytesMax / std::max<int64_t>(1, shape.panel_bytes()));
+  }
+  next_.store(0, std::memory_order_relaxed);
+}
+
+bool WorkList::Take(Run* run) {
+  int64_t at = next_.load(std::memory_order_relaxed);
+  while (at < panels_) {
+    const auto after =
+        std::upper_bound(jobs.begin(), jobs.end(), at,
+                         [](int64_t panel, const Job& job) { return panel < job.panel_begin; });
+    const Job& job = *(after - 1);
+    int64_t count =
+        std::clamp<int64_t>((panels_ - at) / (threads_ * kTasksLeft), 1, job.most_panels);
+    if (job.path == Path::kBf16) count = RoundUp(count, 2);  // as a product takes pairs of panels
+    const int64_t begin = at - job.panel_begin;
+    const int64_t end = std::min(begin + count, job.weight->shape.panels());
+    if (next_.compare_exchange_weak(at, at + end - begin, std::memory_order_relaxed)) {
+      *run = {&job, begin, end};
+      return true;
+    }
+  }
+  return false;
+}
 
 }  // namespace
 
@@ -81,18 +111,13 @@ struct LinearEngine::Impl {
   // By the kind of row alone, never by their number: how a prompt is cut into batches must not
   // change its result. (The scheduler sends prompts of a few tokens down the decode path.)
   Path PathOf(const PackedMatrix& weight, bool prefill) const;
-  void Add(Needs* needs, Path path) const;
-  void Prepare(const LinearInput& input, int64_t cols, int row_begin, int row_end,
-               const int32_t* slot_row, int thread, const Needs& needs, const Operand& operand);
-  void ConvertChunk(const float* x, int64_t row, int64_t col, int64_t n, const Needs& needs,
-                    const Operand& operand);
-  void PlanTasks(std::vector<Job>* jobs, int64_t* tasks) const;
-  void RunTask(const std::vector<Job>& jobs, const Operand& operand, int64_t task, int thread);
-  void Multiply(const Job& job, const Operand& operand, int64_t panel_begin, int64_t panel_end,
-                int thread);
-  void MultiplyRows(const Job& job, const Operand& operand, int64_t panel_begin, int64_t panel_end);
-  void MultiplyBf16(const Job& job, const Operand& operand, int64_t panel_begin, int64_t panel_end,
-                    int thread);
+  void Prepare(const OperandRows& rows, int row_begin, int row_end, const int32_t* slot_row,
+               const Needs& needs, int thread) const {
+    PrepareRows(kernels, rows, row_begin, row_end, slot_row, needs, thread, pool->threads());
+  }
+  void Multiply(const Run& run, const Operand& operand, int thread);
+  void MultiplyRows(const Run& run, const Operand& operand);
+  void MultiplyBf16(const Run& run, const Operand& operand, int thread);
   int GroupByExpert(const int32_t* ids, const float* weights, int row_begin, int row_end, int used,
                     int experts, int slot);
   void AddExpertJobs(const ExpertWeights& experts, bool prefill, int slot_begin, int slot_end,
@@ -106,10 +131,11 @@ struct LinearEngine::Impl {
   Operand input, hidden;  // pointers into buffer
   float* gate = nullptr;  // [slots, hidden_cols]
   float* up = nullptr;
-  std::vector<Job> jobs, down_jobs;
+  WorkList work;
+  std::vector<Job> down_jobs;
   std::vector<int32_t> slot_row, slot_expert, expert_count;
   std::vector<float> slot_weight;
-  alignas(64) std::atomic<int64_t> next[2];
+  alignas(64) std::atomic<int64_t> next_down{0};
 
   uint8_t* scratch(int thread) {
     return buffer.data() + layout.scratch + thread * layout.thread_bytes;
@@ -117,20 +143,6 @@ struct LinearEngine::Impl {
 
   static Layout Plan(const Backend::Limits& limits, int threads, bool bf16);
 };
-
-// Places the operand's parts behind each other from *at on. Offsets stand in the pointers until
-// Reserve.
-static void PlaceOperand(int64_t rows, int64_t bf16_rows, int64_t cols, int64_t* at, Operand* o) {
-  o->blocks = RoundUp(cols, 32) / 32;
-  o->f32_stride = RoundUp(cols, 16);
-  o->bf16_rows = bf16_rows > 0 ? Bf16RowStride(bf16_rows) : 0;
-  o->int8 = reinterpret_cast<Q8Block*>(*at);
-  *at += rows * o->blocks * static_cast<int64_t>(sizeof(Q8Block));
-  o->f32 = reinterpret_cast<float*>(*at);
-  *at += RoundUp(rows * o->f32_stride * static_cast<int64_t>(sizeof(float)), 64);
-  o->bf16 = reinterpret_cast<uint16_t*>(*at);
-  *at += o->blocks * o->bf16_rows * 64;
-}
 
 LinearEngine::Impl::Layout LinearEngine::Impl::Plan(const Backend::Limits& limits, int threads,
                                                     bool bf16) {
@@ -140,10 +152,10 @@ LinearEngine::Impl::Layout LinearEngine::Impl::Plan(const Backend::Limits& limit
   int64_t at = 0;
   // Tiles need the rows of an expert side by side, so tokens are repeated for each of their
   // experts.
-  PlaceOperand(rows, bf16 ? std::max(rows, l.slots) : 0, limits.cols, &at, &l.input);
+  l.input = PlaceOperand(rows, bf16 ? std::max(rows, l.slots) : 0, limits.cols, &at);
   if (l.slots > 0) {
     l.hidden_cols = RoundUp(limits.expert_cols, 16);
-    PlaceOperand(l.slots, bf16 ? l.slots : 0, limits.expert_cols, &at, &l.hidden);
+    l.hidden = PlaceOperand(l.slots, bf16 ? l.slots : 0, limits.expert_cols, &at);
     l.gate = at;
     at += l.slots * l.hidden_cols * static_cast<int64_t>(sizeof(float));
     l.up = at;
@@ -194,18 +206,11 @@ absl::Status LinearEngine::Reserve(const Backend::Limits& limits) {
   absl::StatusOr<Buffer> buffer = Buffer::Allocate(m.layout.total);
   if (!buffer.ok()) return buffer.status();
   m.buffer = *std::move(buffer);
-  const auto place = [&](const Operand& offsets) {
-    Operand o = offsets;
-    o.int8 = reinterpret_cast<Q8Block*>(m.buffer.data() + reinterpret_cast<int64_t>(offsets.int8));
-    o.f32 = reinterpret_cast<float*>(m.buffer.data() + reinterpret_cast<int64_t>(offsets.f32));
-    o.bf16 = reinterpret_cast<uint16_t*>(m.buffer.data() + reinterpret_cast<int64_t>(offsets.bf16));
-    return o;
-  };
-  m.input = place(m.layout.input);
-  m.hidden = place(m.layout.hidden);
+  m.input = MoveOperand(m.layout.input, m.buffer.data());
+  m.hidden = MoveOperand(m.layout.hidden, m.buffer.data());
   m.gate = reinterpret_cast<float*>(m.buffer.data() + m.layout.gate);
   m.up = reinterpret_cast<float*>(m.buffer.data() + m.layout.up);
-  m.jobs.reserve(2 * m.layout.slots + 64);
+  m.work.jobs.reserve(2 * m.layout.slots + 64);
   m.down_jobs.reserve(m.layout.slots);
   m.slot_row.resize(m.layout.slots);
   m.slot_expert.resize(m.layout.slots);
@@ -221,116 +226,39 @@ Path LinearEngine::Impl::PathOf(const PackedMatrix& weight, bool prefill) const 
   return IsFloat(type) ? Path::kF32 : Path::kInt8;
 }
 
-void LinearEngine::Impl::Add(Needs* needs, Path path) const {
-  if (path == Path::kInt8) needs->int8 = true;
-  if (path == Path::kF32) needs->f32 = true;
-  if (path == Path::kBf16) needs->bf16 = true;
-}
-
-// x holds columns [col, col + n) of an operand row; n is a multiple of 32 except at the row's end.
-void LinearEngine::Impl::ConvertChunk(const float* x, int64_t row, int64_t col, int64_t n,
-                                      const Needs& needs, const Operand& operand) {
-  if (needs.int8) kernels.quantize(x, n / 32, operand.int8 + row * operand.blocks + col / 32);
-  if (needs.f32) {
-    float* dst = operand.f32 + row * operand.f32_stride + col;
-    std::copy(x, x + n, dst);
-    if (n % 2 != 0) dst[n] = 0;
-  }
-  if (needs.bf16) {
-    for (int64_t i = 0; i < n; i += 32) {
-      uint16_t* dst = operand.bf16 + ((col + i) / 32 * operand.bf16_rows + row) * 32;
-      const int64_t held = std::min<int64_t>(32, n - i);
-      kernels.to_bf16(x + i, held, dst);
-      std::fill(dst + held, dst + 32, static_cast<uint16_t>(0));
-    }
-  }
-}
-
-// Every thread calls this. Operand rows [row_begin, row_end) become input rows slot_row[row] (or
-// row itself).
-void LinearEngine::Impl::Prepare(const LinearInput& input, int64_t cols, int row_begin, int row_end,
-                                 const int32_t* slot_row, int thread, const Needs& needs,
-                                 const Operand& operand) {
-  const int64_t chunks = (cols + kChunkCols - 1) / kChunkCols;
-  const int64_t tasks = (row_end - row_begin) * chunks;
-  const int64_t begin = tasks * thread / pool->threads();
-  const int64_t end = tasks * (thread + 1) / pool->threads();
-  alignas(64) float local[kChunkCols];
-  int64_t norm_row = -1;
-  float norm = 0;
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t row = row_begin + task / chunks;
-    const int64_t col = task % chunks * kChunkCols;
-    const int64_t n = std::min<int64_t>(kChunkCols, cols - col);
-    const int64_t source = (slot_row != nullptr ? slot_row[row] : row) * input.stride;
-    const float* x = input.x + source + col;
-    if (input.kind == LinearInput::Kind::kRmsNorm) {
-      // Threads that share a row each add up its squares: cheaper than another barrier.
-      if (norm_row != row) {
-        const float mean = kernels.sum_squares(input.x + source, cols) / static_cast<float>(cols);
-        norm = 1 / std::sqrt(mean + input.eps);
-        norm_row = row;
-      }
-      kernels.scale(x, input.weight + col, norm, n, local);
-      x = local;
-    } else if (input.kind == LinearInput::Kind::kSwiGlu) {
-      kernels.swiglu(x, input.up + source + col, n, local);
-      x = local;
-    }
-    ConvertChunk(x, row, col, n, needs, operand);
-  }
-}
-
-// Cuts the jobs into tasks: runs of panels of about equal bytes.
-void LinearEngine::Impl::PlanTasks(std::vector<Job>* list, int64_t* tasks) const {
-  int64_t bytes = 0;
-  for (const Job& job : *list) bytes += job.weight->shape.bytes();
-  const int64_t target = std::min(kTaskBytesMax, bytes / (pool->threads() * kTasksPerThread));
-  *tasks = 0;
-  for (Job& job : *list) {
-    const PackedShape& shape = job.weight->shape;
-    job.task_panels = std::max<int64_t>(1, target / std::max<int64_t>(1, shape.panel_bytes()));
-    if (job.path == Path::kBf16) {
-      // Whole groups where every thread still gets several, else as few panels as two tiles need.
-      const int64_t fair = shape.panels() / (2 * pool->threads());
-      job.task_panels = std::clamp<int64_t>(fair / 2 * 2, 2, kBf16Panels);
-    }
-    job.task_begin = *tasks;
-    *tasks += (shape.panels() + job.task_panels - 1) / job.task_panels;
-  }
-}
-
-void LinearEngine::Impl::RunTask(const std::vector<Job>& list, const Operand& operand, int64_t task,
-                                 int thread) {
-  const auto after = std::upper_bound(list.begin(), list.end(), task,
-                                      [](int64_t t, const Job& job) { return t < job.task_begin; });
-  const Job& job = *(after - 1);
-  const int64_t begin = (task - job.task_begin) * job.task_panels;
-  Multiply(job, operand, begin, std::min(begin + job.task_panels, job.weight->shape.panels()),
-           thread);
-}
-
 // out[0..n) (+)= scale * tile + bias
+static inline void StoreValues(const float* tile, const float* bias, float scale, bool accumulate,
+                               int n, float* out) {
+  float v[kPanelRows];
+  for (int i = 0; i < n; ++i) v[i] = scale * tile[i];
+  if (bias != nullptr) {
+    for (int i = 0; i < n; ++i) v[i] += bias[i];
+  }
+  if (accumulate) {
+    for (int i = 0; i < n; ++i) v[i] += out[i];
+  }
+  for (int i = 0; i < n; ++i) out[i] = v[i];
+}
+
 static void StoreTile(const float* tile, const float* bias, float scale, bool accumulate, int n,
                       float* out) {
-  for (int i = 0; i < n; ++i) {
-    float v = scale * tile[i];
-    if (bias != nullptr) v += bias[i];
-    out[i] = accumulate ? out[i] + v : v;
-  }
-}
-
-void LinearEngine::Impl::Multiply(const Job& job, const Operand& operand, int64_t panel_begin,
-                                  int64_t panel_end, int thread) {
-  if (job.path == Path::kBf16) {
-    MultiplyBf16(job, operand, panel_begin, panel_end, thread);
+  if (n == kPanelRows) {  // a constant count becomes vector code
+    StoreValues(tile, bias, scale, accumulate, kPanelRows, out);
   } else {
-    MultiplyRows(job, operand, panel_begin, panel_end);
+    StoreValues(tile, bias, scale, accumulate, n, out);
   }
 }
 
-void LinearEngine::Impl::MultiplyRows(const Job& job, const Operand& operand, int64_t panel_begin,
-                                      int64_t panel_end) {
+void LinearEngine::Impl::Multiply(const Run& run, const Operand& operand, int thread) {
+  if (run.job->path == Path::kBf16) {
+    MultiplyBf16(run, operand, thread);
+  } else {
+    MultiplyRows(run, operand);
+  }
+}
+
+void LinearEngine::Impl::MultiplyRows(const Run& run, const Operand& operand) {
+  const Job& job = *run.job;
   const PackedShape& shape = job.weight->shape;
   const int type = static_cast<int>(shape.type);
   alignas(64) float tile[kMaxTileRows * kPanelRows];
@@ -343,7 +271,7 @@ void LinearEngine::Impl::MultiplyRows(const Job& job, const Operand& operand, in
       int8_rows[i] = operand.int8 + row * operand.blocks;
       f32_rows[i] = operand.f32 + row * operand.f32_stride;
     }
-    for (int64_t p = panel_begin; p < panel_end; ++p) {
+    for (int64_t p = run.begin; p < run.end; ++p) {
       if (job.path == Path::kInt8) {
         kernels.int8[type](shape, job.weight->panel(p), int8_rows, m, tile);
       } else {
@@ -361,21 +289,21 @@ void LinearEngine::Impl::MultiplyRows(const Job& job, const Operand& operand, in
   }
 }
 
-void LinearEngine::Impl::MultiplyBf16(const Job& job, const Operand& operand, int64_t panel_begin,
-                                      int64_t panel_end, int thread) {
+void LinearEngine::Impl::MultiplyBf16(const Run& run, const Operand& operand, int thread) {
+  const Job& job = *run.job;
   const PackedShape& shape = job.weight->shape;
-  const int panels = static_cast<int>(panel_end - panel_begin);
+  const int panels = static_cast<int>(run.end - run.begin);
   uint8_t* unpacked = scratch(thread);
   float* c = reinterpret_cast<float*>(unpacked + kBf16ScratchBytes);
   for (int r = 0; r < job.count; r += kBf16Rows) {
     const int m = std::min(kBf16Rows, job.count - r);
     const Bf16Operand a = {operand.bf16 + (job.first + r) * 32, operand.bf16_rows};
-    kernels.bf16(shape, job.weight->panel(panel_begin), panels, a, m, unpacked, c);
+    kernels.bf16(shape, job.weight->panel(run.begin), panels, a, m, unpacked, c);
     for (int i = 0; i < m; ++i) {
       const int64_t row = job.out_row != nullptr ? job.out_row[r + i] : job.first + r + i;
       const float scale = job.row_scale != nullptr ? job.row_scale[r + i] : 1;
       for (int p = 0; p < panels; ++p) {
-        const int64_t col = (panel_begin + p) * kPanelRows;
+        const int64_t col = (run.begin + p) * kPanelRows;
         const int n = static_cast<int>(std::min<int64_t>(kPanelRows, shape.rows - col));
         StoreTile(c + Bf16ResultAt(panels, i, p), job.bias != nullptr ? job.bias + col : nullptr,
                   scale, job.accumulate, n, job.out + row * job.stride + col);
@@ -390,14 +318,14 @@ void LinearEngine::Linear(const LinearInput& input, int cols, RowCount rows,
   SHOAL_CHECK(rows.total() <= m.limits.rows && cols <= m.limits.cols,
               "Reserve() for larger batches");
   if (rows.total() == 0) return;
-  m.jobs.clear();
+  m.work.jobs.clear();
   Needs decode_needs, prefill_needs;
   for (const LinearOutput& o : outputs) {
     SHOAL_CHECK(o.weight->shape.cols == cols, "the weight's columns must match the input's");
     const Path decode = m.PathOf(*o.weight, false);
     const Path prefill = m.PathOf(*o.weight, true);
-    if (rows.decode > 0) m.Add(&decode_needs, decode);
-    if (rows.prefill > 0) m.Add(&prefill_needs, prefill);
+    if (rows.decode > 0) decode_needs.Add(decode);
+    if (rows.prefill > 0) prefill_needs.Add(prefill);
     Job job{.weight = o.weight,
             .out = o.out,
             .stride = o.stride,
@@ -405,23 +333,20 @@ void LinearEngine::Linear(const LinearInput& input, int cols, RowCount rows,
             .accumulate = o.accumulate};
     job.path = decode;
     job.count = decode == prefill ? rows.total() : rows.decode;
-    if (job.count > 0) m.jobs.push_back(job);
+    if (job.count > 0) m.work.jobs.push_back(job);
     if (decode == prefill || rows.prefill == 0) continue;
     job.path = prefill;
     job.first = rows.decode;
     job.count = rows.prefill;
-    m.jobs.push_back(job);
+    m.work.jobs.push_back(job);
   }
-  int64_t tasks = 0;
-  m.PlanTasks(&m.jobs, &tasks);
-  m.next[0].store(0, std::memory_order_relaxed);
+  m.work.Start(m.pool->threads());
+  const OperandRows in{input, cols, m.input};
   m.pool->Run([&](int thread) {
-    m.Prepare(input, cols, 0, rows.decode, nullptr, thread, decode_needs, m.input);
-    m.Prepare(input, cols, rows.decode, rows.total(), nullptr, thread, prefill_needs, m.input);
+    m.Prepare(in, 0, rows.decode, nullptr, decode_needs, thread);
+    m.Prepare(in, rows.decode, rows.total(), nullptr, prefill_needs, thread);
     m.pool->Barrier();
-    for (int64_t t; (t = m.next[0].fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-      m.RunTask(m.jobs, m.input, t, thread);
-    }
+    for (Run run; m.work.Take(&run);) m.Multiply(run, m.input, thread);
   });
 }
 
@@ -460,8 +385,8 @@ void LinearEngine::Impl::AddExpertJobs(const ExpertWeights& experts, bool prefil
       job.out = part == 0 ? gate : up;
       job.path = PathOf(*job.weight, prefill);
       job.operand_row = job.path == Path::kBf16 ? nullptr : &slot_row[begin];
-      Add(in, job.path);
-      jobs.push_back(job);
+      in->Add(job.path);
+      work.jobs.push_back(job);
     }
     Job down{.weight = &experts.down[expert], .first = begin, .count = end - begin};
     down.path = PathOf(*down.weight, prefill);
@@ -470,7 +395,7 @@ void LinearEngine::Impl::AddExpertJobs(const ExpertWeights& experts, bool prefil
     down.out = out;
     down.stride = out_stride;
     down.accumulate = true;
-    Add(hidden_needs, down.path);
+    hidden_needs->Add(down.path);
     down_jobs.push_back(down);
   }
 }
@@ -491,46 +416,44 @@ void LinearEngine::Experts(const LinearInput& input, int cols, RowCount rows, co
   const int decode_slots = m.GroupByExpert(ids, weights, 0, rows.decode, used, count, 0);
   const int slots =
       m.GroupByExpert(ids, weights, rows.decode, rows.total(), used, count, decode_slots);
-  m.jobs.clear();
+  m.work.jobs.clear();
   m.down_jobs.clear();
   Needs decode_in, prefill_in, decode_hidden, prefill_hidden;
   m.AddExpertJobs(experts, false, 0, decode_slots, &decode_in, &decode_hidden, out, out_stride);
   m.AddExpertJobs(experts, true, decode_slots, slots, &prefill_in, &prefill_hidden, out,
                   out_stride);
-  int64_t tasks = 0;
-  m.PlanTasks(&m.jobs, &tasks);
+  m.work.Start(m.pool->threads());
   // A down task is a range of output columns for all experts one after another: their sums meet in
   // `out` in one order without locks or a buffer of partial results.
   const int64_t down_panels =
       std::clamp<int64_t>(out_panels / (4 * m.pool->threads()), 1, kBf16Panels);
   const int64_t down_tasks = (out_panels + down_panels - 1) / down_panels;
-  const LinearInput hidden = LinearInput::SwiGlu(m.gate, m.up, m.layout.hidden_cols);
+  const OperandRows in{input, cols, m.input};
+  const LinearInput products = LinearInput::SwiGlu(m.gate, m.up, m.layout.hidden_cols);
+  const OperandRows hidden{products, ffn, m.hidden};
   // Tiles read their rows by slot, the other paths by token.
   const Needs prefill_tokens{prefill_in.int8, prefill_in.f32, false};
   const Needs prefill_slots{false, false, prefill_in.bf16};
-  for (auto& counter : m.next) counter.store(0, std::memory_order_relaxed);
+  m.next_down.store(0, std::memory_order_relaxed);
   m.pool->Run([&](int thread) {
-    m.Prepare(input, cols, 0, rows.decode, nullptr, thread, decode_in, m.input);
-    m.Prepare(input, cols, rows.decode, rows.total(), nullptr, thread, prefill_tokens, m.input);
+    m.Prepare(in, 0, rows.decode, nullptr, decode_in, thread);
+    m.Prepare(in, rows.decode, rows.total(), nullptr, prefill_tokens, thread);
     if (prefill_slots.bf16) {
-      m.Prepare(input, cols, decode_slots, slots, m.slot_row.data(), thread, prefill_slots,
-                m.input);
+      m.Prepare(in, decode_slots, slots, m.slot_row.data(), prefill_slots, thread);
     }
     m.pool->Barrier();
-    for (int64_t t; (t = m.next[0].fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-      m.RunTask(m.jobs, m.input, t, thread);
-    }
+    for (Run run; m.work.Take(&run);) m.Multiply(run, m.input, thread);
     m.pool->Barrier();
-    m.Prepare(hidden, ffn, 0, decode_slots, nullptr, thread, decode_hidden, m.hidden);
-    m.Prepare(hidden, ffn, decode_slots, slots, nullptr, thread, prefill_hidden, m.hidden);
+    m.Prepare(hidden, 0, decode_slots, nullptr, decode_hidden, thread);
+    m.Prepare(hidden, decode_slots, slots, nullptr, prefill_hidden, thread);
     m.pool->Barrier();
-    for (int64_t t; (t = m.next[1].fetch_add(1, std::memory_order_relaxed)) < down_tasks;) {
+    for (int64_t t; (t = m.next_down.fetch_add(1, std::memory_order_relaxed)) < down_tasks;) {
       const int64_t begin = t * down_panels, end = std::min(begin + down_panels, out_panels);
       const int64_t col_end = std::min(end * kPanelRows, out_cols);
       for (int r = 0; r < rows.total(); ++r) {
         std::fill(out + r * out_stride + begin * kPanelRows, out + r * out_stride + col_end, 0.0f);
       }
-      for (const Job& job : m.down_jobs) m.Multiply(job, m.hidden, begin, end, thread);
+      for (const Job& job : m.down_jobs) m.Multiply({&job, begin, end}, m.hidden, thread);
     }
   });
 }

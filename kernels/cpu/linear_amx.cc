@@ -1,8 +1,8 @@
 // Prefill products with AMX bf16 tiles.
 //
-// A group of up to 8 panels is unpacked, 512 columns at a time, to tiles of 16 rows x 32 columns in
-// L2; 32 activation rows of those columns (32 KiB, in L1) then meet all of the panels, so that per
-// 4 tile products one pair of tiles comes from L1 and one from L2.
+// A group of up to 32 panels is unpacked, 512 columns at a time, to tiles of 16 rows x 32 columns
+// in L2; 32 activation rows of those columns (32 KiB, in L1) then meet all of the panels, so that
+// per 4 tile products one pair of tiles comes from L1 and one from L2.
 #include <immintrin.h>
 
 #include "kernels/cpu/linear_kernels.h"
@@ -151,9 +151,9 @@ struct Operands {
   int steps;          // column blocks
   bool first;         // start at zero instead of at c
   float* c;           // 4 tiles: rows 0 to 15 of the two panels, then rows 16 to 31
-  const uint8_t* ahead;  // what to fetch meanwhile: kAheadLines lines per step, a_step apart
+  const uint8_t* ahead;  // what to fetch meanwhile: so many lines per step, a_step apart
+  int ahead_lines;
 };
-constexpr int kAheadLines = 8;
 
 // 32 rows x 2 panels. Weight tiles go past L1 (the stream load), where the activations live.
 void Tiles2x2(const Operands& o) {
@@ -182,7 +182,7 @@ void Tiles2x2(const Operands& o) {
     _tile_loadd(5, a + 16 * 32, 64);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
-    for (int i = 0; i < kAheadLines; ++i) {
+    for (int i = 0; i < o.ahead_lines; ++i) {
       _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * i), _MM_HINT_T1);
     }
     // The sums of the next pair of panels, which follow these.
@@ -233,6 +233,7 @@ void Bf16Panels(const PackedShape& shape, const uint8_t* panels_data, int panels
   const int64_t subs = (shape.cols + 31) / 32;
   const int64_t a_step = a.row_stride * 32;
   const int pairs = (panels + 1) / 2;
+  const int ahead_lines = (32 + pairs - 1) / pairs;  // 32 rows of a column block are 32 lines
   const UnpackFn unpack = UnpackerOf(shape.type);
   for (int64_t begin = 0; begin < subs; begin += kBlockSubs) {
     const int steps = static_cast<int>(subs - begin < kBlockSubs ? subs - begin : kBlockSubs);
@@ -245,10 +246,10 @@ void Bf16Panels(const PackedShape& shape, const uint8_t* panels_data, int panels
       for (int p = 0; p < panels; p += 2) {
         // The pairs of panels share the next 32 rows among them.
         const uint8_t* ahead =
-            reinterpret_cast<const uint8_t*>(rows + 32 * 32) + p / 2 * 64 * kAheadLines;
+            reinterpret_cast<const uint8_t*>(rows + 32 * 32) + p / 2 * 64 * ahead_lines;
         float* at = c + (row / 32 * pairs + p / 2) * 1024;
         const uint8_t* b = scratch + p * kBlockSubs * kTileBytes;
-        const Operands o{rows, a_step, b, steps, begin == 0, at, ahead};
+        const Operands o{rows, a_step, b, steps, begin == 0, at, ahead, ahead_lines};
         if (p + 1 < panels) {
           Tiles2x2(o);
         } else {

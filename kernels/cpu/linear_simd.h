@@ -34,8 +34,9 @@ inline __attribute__((always_inline)) F AddRow(const Sub& sub, const Q8Block& a,
 }
 
 // How far ahead of the weights being multiplied the next ones are asked for: the hardware's own
-// prefetch stops at page boundaries and starts late in each.
-constexpr int kPrefetchBytes = 4096;
+// prefetch stops at page boundaries and starts late in each. Two threads of a Sapphire Rapids read
+// 28 GB/s of Q4_0 with 2 KiB, 22 with 4, 20 with 8 and 21 without.
+constexpr int kPrefetchBytes = 2048;
 
 template <class Fmt, int M>
 void ProductRows(const PackedShape& shape, const uint8_t* panel, const Q8Block* const* rows,
