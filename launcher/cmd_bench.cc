@@ -1,6 +1,7 @@
 // shoal bench: prompt and generation speed, in llama-bench's words.
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -175,8 +176,18 @@ absl::StatusOr<Result> Measure(Session& session, const BenchFlags& f, const Test
   return result;
 }
 
+// GB/s that bound decode, over as many bytes as a token reads, so that caches help both alike. 0
+// where this process's memory says nothing about it: several ranks, weights streamed from disk.
+absl::StatusOr<double> ReadBandwidth(const Session& session, const BenchFlags& f,
+                                     int64_t bytes_per_token) {
+  constexpr int64_t kLeast = int64_t{64} << 20, kMost = int64_t{1} << 30;
+  if (f.model.tp * f.model.pp > 1 || session.engine.rank().memory().streamed > 0) return 0;
+  return MeasureReadBandwidth(session.options.cpu.threads,
+                              std::clamp(bytes_per_token, kLeast, kMost));
+}
+
 nlohmann::ordered_json ToJson(const Session& session, const BenchFlags& f, const Result& r,
-                              int64_t bytes_per_token) {
+                              int64_t bytes_per_token, double read_gb_per_s) {
   nlohmann::ordered_json j;
   std::vector<double> rates, nanoseconds;
   for (double s : r.seconds) {
@@ -191,6 +202,9 @@ nlohmann::ordered_json ToJson(const Session& session, const BenchFlags& f, const
   j["model_filename"] = f.model.model.empty() ? "(demo model)" : f.model.model;
   j["model_type"] = absl::StrCat(session.config.architecture, " ", session.config.name);
   j["model_size"] = session.checkpoint.TotalBytes();
+  j["load_seconds"] = session.load_seconds;
+  j["load_gb_per_s"] =
+      static_cast<double>(session.checkpoint.TotalBytes()) / session.load_seconds / 1e9;
   j["n_batch"] = session.options.rows;
   j["n_threads"] = session.options.cpu.threads;
   j["type_k"] = f.model.kv_type;
@@ -213,6 +227,8 @@ nlohmann::ordered_json ToJson(const Session& session, const BenchFlags& f, const
   j["gb_per_s"] = r.test.generate > 0
                       ? r.AverageRate() / f.sequences * static_cast<double>(bytes_per_token) / 1e9
                       : 0.0;
+  j["read_gb_per_s"] = read_gb_per_s;
+  j["share_of_reads"] = read_gb_per_s > 0 ? j["gb_per_s"].get<double>() / read_gb_per_s : 0.0;
   return j;
 }
 
@@ -223,10 +239,21 @@ void Print(const std::string& format, const std::vector<nlohmann::ordered_json>&
     return;
   }
   if (format == "csv") {
-    const char* columns[] = {"model_filename", "ranks",    "tp",        "pp",
-                             "n_threads",      "n_prompt", "n_gen",     "n_depth",
-                             "n_sequences",    "avg_ts",   "stddev_ts", "model_bytes_per_token",
-                             "gb_per_s"};
+    const char* columns[] = {"model_filename",
+                             "ranks",
+                             "tp",
+                             "pp",
+                             "n_threads",
+                             "n_prompt",
+                             "n_gen",
+                             "n_depth",
+                             "n_sequences",
+                             "avg_ts",
+                             "stddev_ts",
+                             "model_bytes_per_token",
+                             "gb_per_s",
+                             "read_gb_per_s",
+                             "share_of_reads"};
     std::string head;
     for (const char* c : columns) absl::StrAppend(&head, head.empty() ? "" : ",", c);
     std::printf("%s\n", head.c_str());
@@ -238,34 +265,63 @@ void Print(const std::string& format, const std::vector<nlohmann::ordered_json>&
     return;
   }
   std::printf(
-      "| model | size | ranks | threads | test | tokens/s | GB/s |\n| --- | ---: | ---: | ---: | "
-      "---: | ---: | ---: |\n");
+      "| model | size | ranks | threads | test | tokens/s | GB/s | of reads |\n| --- | ---: | "
+      "---: | ---: | ---: | ---: | ---: | ---: |\n");
   for (size_t i = 0; i < rows.size(); ++i) {
     const auto& row = rows[i];
     const std::string gb =
         row["n_gen"].get<int>() > 0 ? fmt::format("{:.1f}", row["gb_per_s"].get<double>()) : "";
-    std::printf("%s\n", fmt::format("| {} | {:.2f} GB | {} | {} | {} | {:.2f} ± {:.2f} | {} |",
-                                    row["model_type"].get<std::string>(),
-                                    row["model_size"].get<double>() / 1e9, row["ranks"].get<int>(),
-                                    row["n_threads"].get<int>(), results[i].Name(),
-                                    row["avg_ts"].get<double>(), row["stddev_ts"].get<double>(), gb)
-                            .c_str());
+    const double share = row["share_of_reads"].get<double>() * 100;
+    const std::string of_reads = share > 0 ? fmt::format("{:.0f} %", share) : "";
+    std::printf(
+        "%s\n",
+        fmt::format("| {} | {:.2f} GB | {} | {} | {} | {:.2f} ± {:.2f} | {} | {} |",
+                    row["model_type"].get<std::string>(), row["model_size"].get<double>() / 1e9,
+                    row["ranks"].get<int>(), row["n_threads"].get<int>(), results[i].Name(),
+                    row["avg_ts"].get<double>(), row["stddev_ts"].get<double>(), gb, of_reads)
+            .c_str());
   }
 }
 
 absl::Status RunTests(const BenchFlags& f, const std::vector<Test>& tests, Session& session) {
   SHOAL_ASSIGN_OR_RETURN(const int64_t bytes_per_token, BytesPerToken(session));
+  SHOAL_ASSIGN_OR_RETURN(const double read_gb_per_s, ReadBandwidth(session, f, bytes_per_token));
   std::vector<nlohmann::ordered_json> rows;
   std::vector<Result> results;
   for (const Test& t : tests) {
     SHOAL_ASSIGN_OR_RETURN(Result r, Measure(session, f, t));
-    rows.push_back(ToJson(session, f, r, bytes_per_token));
+    rows.push_back(ToJson(session, f, r, bytes_per_token, read_gb_per_s));
     if (!f.quiet && isatty(STDERR_FILENO) != 0)
       std::fprintf(stderr, "%s: %.2f tokens/s\n", r.Name().c_str(), r.AverageRate());
     results.push_back(std::move(r));
   }
   Print(f.output, rows, results);
   return absl::OkStatus();
+}
+
+std::string KernelReportJson(const KernelReport& report) {
+  const MachineLimits& l = report.limits;
+  nlohmann::ordered_json j;
+  j["limits"] = {{"level", l.level},
+                 {"threads", l.threads},
+                 {"read_gb_per_s_one", l.read_gbps_one},
+                 {"read_gb_per_s", l.read_gbps_all},
+                 {"int8_gops", l.int8_gops},
+                 {"f32_gflops", l.f32_gflops},
+                 {"bf16_gflops", l.bf16_gflops}};
+  j["results"] = nlohmann::ordered_json::array();
+  for (const KernelResult& r : report.results) {
+    j["results"].push_back({{"type", Info(r.type).name},
+                            {"rows", r.rows},
+                            {"cols", r.cols},
+                            {"phase", r.prefill ? "prefill" : "decode"},
+                            {"batch", r.batch},
+                            {"seconds", r.seconds},
+                            {"gb_per_s", r.gbps},
+                            {"gops", r.gops},
+                            {"share", r.share}});
+  }
+  return j.dump(1) + "\n";
 }
 
 // shoal bench --kernels: the products alone, beside what the machine can do.
@@ -282,7 +338,9 @@ int BenchKernelsAlone(const BenchFlags& f) {
   }
   const absl::StatusOr<KernelReport> report = BenchKernels(options, [](const KernelResult&) {});
   if (!report.ok()) return ReportError(report.status());
-  std::fputs(FormatKernelReport(*report).c_str(), stdout);
+  const std::string text =
+      f.output == "json" ? KernelReportJson(*report) : FormatKernelReport(*report);
+  std::fputs(text.c_str(), stdout);
   return kExitOk;
 }
 

@@ -47,6 +47,18 @@ uint64_t ReadAll(const uint8_t* data, int64_t bytes) {
   return sum[0] ^ sum[1] ^ sum[2] ^ sum[3];
 }
 
+// GB/s of all the pool's threads, each over its own part of the memory.
+double ReadGbps(ThreadPool* pool, const uint8_t* data, int64_t bytes, double seconds) {
+  std::vector<uint64_t> sums(pool->threads() * 8);  // kept from being optimized away
+  const double best = BestSeconds(seconds, [&] {
+    pool->Run([&](int t) {
+      const int64_t share = bytes / pool->threads() / 64 * 64;
+      sums[8 * t] = ReadAll(data + t * share, share);
+    });
+  });
+  return static_cast<double>(bytes) / best / 1e9;
+}
+
 struct Bench {
   const KernelBenchOptions& options;
   const LinearKernels kernels;
@@ -54,23 +66,6 @@ struct Bench {
   LinearEngine* engine;
   Buffer* weights;
   KernelReport report;
-  uint64_t sink = 0;  // keeps reads from being optimized away
-
-  void MeasureReads() {
-    const int64_t bytes = options.memory_bytes;
-    const double one =
-        BestSeconds(options.seconds, [&] { sink ^= ReadAll(weights->data(), bytes); });
-    report.limits.read_gbps_one = static_cast<double>(bytes) / one / 1e9;
-    std::vector<uint64_t> sums(pool->threads() * 8);
-    const double all = BestSeconds(options.seconds, [&] {
-      pool->Run([&](int t) {
-        const int64_t share = bytes / pool->threads() / 64 * 64;
-        sums[8 * t] = ReadAll(weights->data() + t * share, share);
-      });
-    });
-    for (uint64_t s : sums) sink ^= s;
-    report.limits.read_gbps_all = static_cast<double>(bytes) / all / 1e9;
-  }
 
   double MeasurePeak(int64_t (*peak)(int64_t)) {
     if (peak == nullptr) return 0;
@@ -164,7 +159,12 @@ absl::StatusOr<KernelReport> BenchKernels(
   Bench bench{options, LinearKernelsOf(*level), pool->get(), &engine, &*weights, {}};
   bench.report.limits.threads = (*pool)->threads();
   bench.report.limits.level = CpuLevelName(*level);
-  bench.MeasureReads();
+  auto single = ThreadPool::Create({.threads = 1});
+  if (!single.ok()) return single.status();
+  bench.report.limits.read_gbps_one =
+      ReadGbps(single->get(), weights->data(), options.memory_bytes, options.seconds);
+  bench.report.limits.read_gbps_all =
+      ReadGbps(pool->get(), weights->data(), options.memory_bytes, options.seconds);
   bench.report.limits.int8_gops = bench.MeasurePeak(bench.kernels.int8_peak);
   bench.report.limits.f32_gflops = bench.MeasurePeak(bench.kernels.f32_peak);
   bench.report.limits.bf16_gflops = bench.MeasurePeak(bench.kernels.bf16_peak);
@@ -181,6 +181,15 @@ absl::StatusOr<KernelReport> BenchKernels(
     }
   }
   return std::move(bench.report);
+}
+
+absl::StatusOr<double> MeasureReadBandwidth(int threads, int64_t bytes) {
+  absl::StatusOr<std::unique_ptr<ThreadPool>> pool = ThreadPool::Create({.threads = threads});
+  if (!pool.ok()) return pool.status();
+  absl::StatusOr<Buffer> memory = Buffer::Allocate(bytes);
+  if (!memory.ok()) return memory.status();
+  std::memset(memory->data(), 1, memory->size());  // untouched pages would all be the zero page
+  return ReadGbps(pool->get(), memory->data(), bytes, KernelBenchOptions().seconds);
 }
 
 std::string FormatKernelReport(const KernelReport& report) {

@@ -19,9 +19,8 @@ struct KernelBenchOptions {
   int64_t cols = 4096;       // a multiple of 256
   std::vector<int> decode_rows = {1};
   std::vector<int> prefill_rows = {512};
-  int64_t memory_bytes = int64_t{512}
-                         << 20;  // weights walked through by decode: more than the caches hold
-  double seconds = 0.3;          // time spent on each measurement
+  int64_t memory_bytes = int64_t{1} << 30;  // weights walked through by decode: beyond any cache
+  double seconds = 0.3;                     // time spent on each measurement
 };
 
 // Measured, not read from a data sheet. GB = 10^9 bytes; an operation is a multiplication or an
@@ -58,6 +57,10 @@ struct KernelReport {
 // cannot be had.
 absl::StatusOr<KernelReport> BenchKernels(const KernelBenchOptions& options,
                                           const std::function<void(const KernelResult&)>& progress);
+
+// GB/s that `threads` threads (0: as CpuOptions) read from so many bytes of huge pages: what bounds
+// decode. Takes a third of a second, and the memory while it runs.
+absl::StatusOr<double> MeasureReadBandwidth(int threads, int64_t bytes);
 
 // The report as a table in Markdown.
 std::string FormatKernelReport(const KernelReport& report);

@@ -43,6 +43,15 @@ TEST(KernelBench, MeasuresEveryTypeAndRowCount) {
   EXPECT_THAT(table, testing::HasSubstr("| mxfp4 | 64x256 | prefill | 33 |"));
 }
 
+TEST(KernelBench, ReadBandwidthIsOfTheThreadsAskedFor) {
+  for (const int threads : {1, 2}) {
+    const auto gbps = MeasureReadBandwidth(threads, 8 << 20);
+    ASSERT_TRUE(gbps.ok()) << gbps.status();
+    EXPECT_GT(*gbps, 0);
+  }
+  EXPECT_EQ(MeasureReadBandwidth(-1, 8 << 20).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(KernelBench, RefusesWhatItCannotMeasure) {
   KernelBenchOptions options = Small();
   options.cols = 100;
