@@ -3,7 +3,8 @@
 // All activations are f32, row-major, one row per token. A Backend belongs to one rank and is
 // called by one thread at a time; it spreads each call over its own threads. Calls return when the
 // result is in memory (CPU) or is ordered on the rank's stream (GPU). Nothing here allocates after
-// Reserve().
+// Reserve(). The arrays that ops read and write, KV blocks and weights included, are memory of the
+// device (Allocate); spans, segments and their block tables are host memory.
 //
 // Numerics: the first `decode` rows of a batch take the decode path, whose result for a row never
 // depends on how many rows stand beside it; the rest take the prefill path (AMX where there is
@@ -18,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/buffer.h"
+#include "kernels/device_memory.h"
 #include "kernels/packed_matrix.h"
 
 namespace shoal {
@@ -156,6 +158,26 @@ class Backend {
   virtual absl::Status Reserve(const Limits& limits) = 0;
   // Bytes that Reserve() would take, for the plan.
   virtual int64_t WorkspaceBytes(const Limits& limits) const = 0;
+
+  // ---- Memory. The defaults are those of a device that works in host memory.
+
+  virtual bool shares_host_memory() const { return true; }
+  // kResourceExhausted with the sizes when there is too little.
+  virtual absl::StatusOr<DeviceMemory> Allocate(int64_t bytes);
+  // Host memory that is fast to copy to and from the device.
+  virtual absl::StatusOr<DeviceMemory> AllocateStaging(int64_t bytes);
+  // Between host and device in any direction, behind the ops before it; the host may use both sides
+  // when it returns.
+  virtual void Copy(void* to, const void* from, int64_t bytes);
+  // Where the host can read what the ops before have written: `data` itself, or a copy that lives
+  // until the next call.
+  virtual const void* OnHost(const void* data, int64_t bytes);
+  // Where ops can read host data: `data` itself, or a copy that lives until the next call.
+  virtual const void* OnDevice(const void* data, int64_t bytes);
+  // kUnavailable when the device failed in one of the ops before: their results are garbage.
+  virtual absl::Status Check() { return absl::OkStatus(); }
+
+  // ---- Ops
 
   // out[i] = row ids[i] of table, zeros where ids[i] < 0 (another rank's row). out is [n,
   // table.cols].

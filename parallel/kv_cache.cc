@@ -4,15 +4,15 @@
 
 namespace shoal {
 
-absl::StatusOr<KvCache> KvCache::Create(const KvShape& shape, int layers, int blocks, int slots,
-                                        int blocks_per_slot) {
+absl::StatusOr<KvCache> KvCache::Create(Backend& backend, const KvShape& shape, int layers,
+                                        int blocks, int slots, int blocks_per_slot) {
   KvCache kv;
   kv.shape_ = shape;
   kv.layers_ = layers;
   kv.blocks_ = blocks;
   kv.slots_ = slots;
   kv.blocks_per_slot_ = blocks_per_slot;
-  absl::StatusOr<Buffer> pool = Buffer::Allocate(blocks * BlockBytes(shape, layers));
+  absl::StatusOr<DeviceMemory> pool = backend.Allocate(blocks * BlockBytes(shape, layers));
   if (!pool.ok()) return pool.status();
   kv.pool_ = *std::move(pool);
   kv.tables_.assign(int64_t{slots} * blocks_per_slot, -1);

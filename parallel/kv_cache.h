@@ -7,7 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
-#include "kernels/buffer.h"
+#include "kernels/device_memory.h"
 #include "parallel/batch.h"
 
 namespace shoal {
@@ -17,8 +17,9 @@ namespace shoal {
 class KvCache {
  public:
   // layers: those this rank holds. slots x blocks_per_slot is the size of the block tables.
-  static absl::StatusOr<KvCache> Create(const KvShape& shape, int layers, int blocks, int slots,
-                                        int blocks_per_slot);
+  // The blocks are memory of the backend's device.
+  static absl::StatusOr<KvCache> Create(Backend& backend, const KvShape& shape, int layers,
+                                        int blocks, int slots, int blocks_per_slot);
   static int64_t BlockBytes(const KvShape& shape, int layers) {
     return layers * shape.block_bytes();
   }
@@ -28,7 +29,7 @@ class KvCache {
   absl::Status Apply(const std::vector<Batch::TableEntry>& entries);
   const int32_t* table(int slot) const { return tables_.data() + int64_t{slot} * blocks_per_slot_; }
   absl::Status CheckRun(const Batch::Run& run, int rows) const;
-  int64_t bytes() const { return static_cast<int64_t>(pool_.size()); }
+  int64_t bytes() const { return pool_.size(); }
 
  private:
   KvShape shape_;
@@ -36,7 +37,7 @@ class KvCache {
   int blocks_ = 0;
   int slots_ = 0;
   int blocks_per_slot_ = 0;
-  Buffer pool_;
+  DeviceMemory pool_;
   std::vector<int32_t> tables_;  // [slots, blocks_per_slot], -1 where unset
 };
 

@@ -1,6 +1,7 @@
 #include "parallel/mesh.h"
 
 #include "absl/strings/str_cat.h"
+#include "comm/staged.h"
 
 namespace shoal {
 
@@ -19,6 +20,13 @@ absl::StatusOr<Mesh> Mesh::Create(Communicator& world, const ShardPlan& plan) {
   if (!tp.ok()) return tp.status();
   mesh.tp_ = *std::move(tp);
   return mesh;
+}
+
+absl::Status Mesh::UseMemoryOf(Backend& backend) {
+  if (backend.shares_host_memory()) return absl::OkStatus();
+  device_tp_ = MakeStagedCommunicator(*tp_, backend);
+  device_world_ = MakeStagedCommunicator(*world_, backend);
+  return absl::OkStatus();
 }
 
 }  // namespace shoal

@@ -5,6 +5,7 @@
 
 #include "absl/status/statusor.h"
 #include "comm/communicator.h"
+#include "kernels/backend.h"
 #include "shard/shard_plan.h"
 
 namespace shoal {
@@ -15,8 +16,15 @@ class Mesh {
   // Collective. REQUIRES: world.size() == plan.world().
   static absl::StatusOr<Mesh> Create(Communicator& world, const ShardPlan& plan);
 
+  // Sums and hidden states are read and written in this backend's memory from now on. The backend
+  // lives longer than the mesh.
+  absl::Status UseMemoryOf(Backend& backend);
+
+  // Between all ranks, host memory: batches and results.
   Communicator& world() const { return *world_; }
-  Communicator& tp() const { return *tp_; }
+  // Device memory: sums inside a stage, hidden states between stages.
+  Communicator& tp() const { return device_tp_ != nullptr ? *device_tp_ : *tp_; }
+  Communicator& pipeline() const { return device_world_ != nullptr ? *device_world_ : *world_; }
   const RankPlan& plan() const { return plan_; }
   int stages() const { return stages_; }
   // World ranks that hold the same tp index one stage before and after; -1 at the ends.
@@ -28,6 +36,7 @@ class Mesh {
  private:
   Communicator* world_ = nullptr;
   std::unique_ptr<Communicator> tp_;
+  std::unique_ptr<Communicator> device_tp_, device_world_;  // null: device memory is host memory
   RankPlan plan_;
   int stages_ = 1;
 };

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -58,15 +57,15 @@ absl::Status Model::Forward(const Batch& batch) {
   if (plan_.first_stage) {
     SHOAL_RETURN_IF_ERROR(Embed(batch));
   } else {
-    SHOAL_RETURN_IF_ERROR(mesh_.world().Recv(x_, hidden_bytes, mesh_.previous(), kHiddenTag));
+    SHOAL_RETURN_IF_ERROR(mesh_.pipeline().Recv(x_, hidden_bytes, mesh_.previous(), kHiddenTag));
   }
   for (int64_t layer = plan_.layers.begin; layer < plan_.layers.end; ++layer) {
     SHOAL_RETURN_IF_ERROR(Attention(static_cast<int>(layer)));
     SHOAL_RETURN_IF_ERROR(FeedForward(static_cast<int>(layer)));
   }
-  if (!plan_.last_stage) return mesh_.world().Send(x_, hidden_bytes, mesh_.next(), kHiddenTag);
+  if (!plan_.last_stage) return mesh_.pipeline().Send(x_, hidden_bytes, mesh_.next(), kHiddenTag);
   KeepLogitRows(batch);
-  return absl::OkStatus();
+  return backend_.Check();
 }
 
 // x = embedding of each token; a rank contributes the rows of its part of the vocabulary.
@@ -143,7 +142,10 @@ absl::Status Model::MixtureOfExperts(int layer) {
   backend_.Route(route, rows_.total(), expert_ids_, expert_weights_);
 
   std::vector<bool> used(config_.experts, false);
-  for (int i = 0; i < rows_.total() * config_.experts_used; ++i) used[expert_ids_[i]] = true;
+  const int choices = rows_.total() * config_.experts_used;
+  const auto* ids = static_cast<const int32_t*>(
+      backend_.OnHost(expert_ids_, choices * static_cast<int64_t>(sizeof(int32_t))));
+  for (int i = 0; i < choices; ++i) used[ids[i]] = true;
   const std::vector<int>& layer_units = units_of_layer_[layer - plan_.layers.begin];
   std::vector<int> chosen;
   for (int e = 0; e < config_.experts; ++e) {
@@ -173,7 +175,7 @@ absl::Status Model::MixtureOfExperts(int layer) {
   return ReduceInto(backend_, mesh_.tp(), wire_, partial_, x_, rows_.total(), config_.dim);
 }
 
-absl::Status Model::Head(const float* hidden, int n, bool prefill, float* logits) {
+absl::StatusOr<const float*> Model::Head(const float* hidden, int n, bool prefill) {
   SHOAL_CHECK(plan_.last_stage && n <= limits_.logit_rows,
               "the head runs on the last stage, in slices");
   SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kHead, -1));
@@ -182,11 +184,14 @@ absl::Status Model::Head(const float* hidden, int n, bool prefill, float* logits
   const WeightUnit::Kind kind = tied ? WeightUnit::Kind::kEmbedding : WeightUnit::Kind::kHead;
   SHOAL_ASSIGN_OR_RETURN(const Unit table, Get(kind, -1));
   const PackedMatrix head = table.matrix(tied ? Role::kEmbedding : Role::kHead);
+  const auto* rows = static_cast<const float*>(
+      backend_.OnDevice(hidden, int64_t{n} * config_.dim * static_cast<int64_t>(sizeof(float))));
   backend_.Linear(
-      LinearInput::RmsNorm(hidden, config_.dim, w.vector(Role::kOutputNorm), config_.norm_eps),
+      LinearInput::RmsNorm(rows, config_.dim, w.vector(Role::kOutputNorm), config_.norm_eps),
       config_.dim, prefill ? RowCount{0, n} : RowCount{n, 0},
-      {{&head, nullptr, logits, vocab_rows(), false}});
-  return absl::OkStatus();
+      {{&head, nullptr, logits_.as<float>(), vocab_rows(), false}});
+  return static_cast<const float*>(
+      backend_.OnHost(logits_.data(), int64_t{n} * vocab_rows() * int64_t{sizeof(float)}));
 }
 
 // Everything below prepares for the pass above.
@@ -227,8 +232,8 @@ absl::Status Model::PrepareRuns(const Batch& batch) {
 void Model::KeepLogitRows(const Batch& batch) {
   kept_.resize(batch.logits.size() * config_.dim);
   for (size_t i = 0; i < batch.logits.size(); ++i) {
-    std::memcpy(&kept_[i * config_.dim], x_ + int64_t{batch.logits[i].row} * config_.dim,
-                config_.dim * sizeof(float));
+    backend_.Copy(&kept_[i * config_.dim], x_ + int64_t{batch.logits[i].row} * config_.dim,
+                  config_.dim * static_cast<int64_t>(sizeof(float)));
   }
 }
 
@@ -242,8 +247,7 @@ Model::Model(const ModelConfig& config, const WeightLayout& layout, const ModelL
       plan_(mesh.plan()),
       backend_(backend),
       weights_(weights),
-      kv_(kv),
-      rope_(config, limits.context) {
+      kv_(kv) {
   heads_.q_heads = static_cast<int>(plan_.q_heads.size());
   heads_.head_dim = config.head_dim;
   heads_.q_head_begin = static_cast<int>(plan_.q_heads.begin);
@@ -267,6 +271,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const ModelConfig& config,
                                                      WeightSource& weights, KvCache& kv) {
   std::unique_ptr<Model> model(new Model(config, layout, limits, wire, mesh, backend, weights, kv));
   SHOAL_RETURN_IF_ERROR(backend.Reserve(BackendLimits(config, mesh.plan(), limits)));
+  SHOAL_ASSIGN_OR_RETURN(model->rope_, RopeTables::Create(backend, config, limits.context));
   SHOAL_RETURN_IF_ERROR(model->Allocate());
   return model;
 }
@@ -313,7 +318,11 @@ int64_t Model::ActivationBytes(const ModelConfig& config, const RankPlan& plan,
 
 absl::Status Model::Allocate() {
   const Sizes s = ActivationSizes(config_, plan_, limits_);
-  SHOAL_ASSIGN_OR_RETURN(storage_, Buffer::Allocate(ActivationBytes(config_, plan_, limits_)));
+  SHOAL_ASSIGN_OR_RETURN(storage_, backend_.Allocate(ActivationBytes(config_, plan_, limits_)));
+  if (plan_.last_stage) {
+    SHOAL_ASSIGN_OR_RETURN(logits_, backend_.Allocate(int64_t{limits_.logit_rows} * vocab_rows() *
+                                                      static_cast<int64_t>(sizeof(float))));
+  }
   float* next = storage_.as<float>();
   const auto take = [&next](int64_t floats) { return std::exchange(next, next + floats); };
   x_ = take(s.x);

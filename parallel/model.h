@@ -11,7 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
-#include "kernels/buffer.h"
+#include "kernels/device_memory.h"
 #include "offload/weight_source.h"
 #include "parallel/batch.h"
 #include "parallel/kv_cache.h"
@@ -27,7 +27,8 @@ struct ModelLimits {
   int logit_rows = 0;  // of one call of Head
 };
 
-// Used by the rank's engine thread only. Borrows everything it is given.
+// Used by the rank's engine thread only. Borrows everything it is given. Activations live in the
+// backend's memory; what goes in and out (kept rows, hidden rows, logits) is host memory.
 class Model {
  public:
   static absl::StatusOr<std::unique_ptr<Model>> Create(const ModelConfig& config,
@@ -49,8 +50,9 @@ class Model {
 
   // Last stage only. The kept rows of the latest batch: [batch.logits.size(), dim].
   const float* kept_rows() const { return kept_.data(); }
-  // logits [n, vocab_rows()] = head * norm(hidden rows). n <= limits.logit_rows.
-  absl::Status Head(const float* hidden, int n, bool prefill, float* logits);
+  // head * norm(hidden rows): logits [n, vocab_rows()], valid until the next call of anything here.
+  // n <= limits.logit_rows.
+  absl::StatusOr<const float*> Head(const float* hidden, int n, bool prefill);
   int vocab_rows() const { return static_cast<int>(plan_.vocab.size()); }
   int dim() const { return config_.dim; }
 
@@ -94,7 +96,7 @@ class Model {
   std::vector<int32_t> local_ids_;
 
   // Activations, one row per token.
-  Buffer storage_;
+  DeviceMemory storage_;
   float* x_ = nullptr;               // [rows, dim] hidden state
   float* partial_ = nullptr;         // [rows, dim] what the all-reduce sums
   float* qkv_ = nullptr;             // [rows, (q + 2 kv heads) * head_dim]
@@ -103,6 +105,7 @@ class Model {
   float* router_ = nullptr;          // [rows, experts]
   float* expert_weights_ = nullptr;  // [rows, used]
   int32_t* expert_ids_ = nullptr;    // [rows, used]
+  DeviceMemory logits_;              // f32 [limits.logit_rows, vocab_rows()]
   std::vector<float> kept_;          // [logit rows, dim]
 };
 

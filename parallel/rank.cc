@@ -145,6 +145,7 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
   const RankPlan& plan = rank->mesh_->plan();
 
   SHOAL_ASSIGN_OR_RETURN(rank->backend_, MakeCpuBackend(options.cpu));
+  SHOAL_RETURN_IF_ERROR(rank->mesh_->UseMemoryOf(*rank->backend_));
   SHOAL_ASSIGN_OR_RETURN(rank->memory_,
                          MemoryNeeded(checkpoint, config, options, plan, *rank->backend_));
   SHOAL_ASSIGN_OR_RETURN(rank->layout_, MakeWeightLayout(checkpoint, config, plan));
@@ -152,16 +153,15 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
   SHOAL_RETURN_IF_ERROR(rank->LoadWeights(checkpoint, progress));
 
   const int blocks_per_slot = (options.context + kKvBlockTokens - 1) / kKvBlockTokens;
-  SHOAL_ASSIGN_OR_RETURN(
-      KvCache kv,
-      KvCache::Create(KvShapeOf(config, options, plan), static_cast<int>(plan.layers.size()),
-                      KvBlocks(options), options.sequences, blocks_per_slot));
+  SHOAL_ASSIGN_OR_RETURN(KvCache kv,
+                         KvCache::Create(*rank->backend_, KvShapeOf(config, options, plan),
+                                         static_cast<int>(plan.layers.size()), KvBlocks(options),
+                                         options.sequences, blocks_per_slot));
   rank->kv_ = std::make_unique<KvCache>(std::move(kv));
   SHOAL_ASSIGN_OR_RETURN(
       rank->model_,
       Model::Create(rank->config_, rank->layout_, LimitsOf(options), options.wire, *rank->mesh_,
                     *rank->backend_, *rank->weights_.source, *rank->kv_));
-  if (plan.last_stage) rank->logits_.resize(kLogitSlice * plan.vocab.size());
   rank->kept_.resize(rank->plan_.pp + 1);
   return rank;
 }
@@ -232,9 +232,9 @@ absl::StatusOr<std::vector<uint8_t>> Rank::ComputeResults(const Batch& batch) {
   const Extent& vocab = mesh_->plan().vocab;
   for (size_t begin = 0; begin < rows.size(); begin += kLogitSlice) {
     const int n = static_cast<int>(std::min<size_t>(kLogitSlice, rows.size() - begin));
-    SHOAL_RETURN_IF_ERROR(
-        model_->Head(hidden + begin * dim, n, batch.prefill_head != 0, logits_.data()));
-    for (int i = 0; i < n; ++i) AppendRow(rows[begin + i], &logits_[i * vocab.size()], vocab, out);
+    SHOAL_ASSIGN_OR_RETURN(const float* logits,
+                           model_->Head(hidden + begin * dim, n, batch.prefill_head != 0));
+    for (int i = 0; i < n; ++i) AppendRow(rows[begin + i], logits + i * vocab.size(), vocab, out);
   }
   return out;
 }

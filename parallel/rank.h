@@ -113,7 +113,6 @@ class Rank {
   WeightStore weights_;
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<Model> model_;
-  std::vector<float> logits_;  // [logit slice, vocab rows]
   // Hidden rows of the last few steps, so that whole logit rows can be asked for again.
   struct Kept {
     int64_t step = -1;

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <vector>
+
+#include "kernels/status_macros.h"
 
 namespace shoal {
 namespace {
@@ -39,25 +42,34 @@ std::vector<double> Frequencies(const ModelConfig& c) {
 
 }  // namespace
 
-RopeTables::RopeTables(const ModelConfig& config, int positions)
-    : rotary_dim_(config.rotary_dim), positions_(positions), neox_(config.rope_neox) {
+absl::StatusOr<RopeTables> RopeTables::Create(Backend& backend, const ModelConfig& config,
+                                              int positions) {
   const std::vector<double> frequencies = Frequencies(config);
   const RopeScaling& s = config.rope_scaling;
   const double magnitude =
       s.kind == RopeScaling::Kind::kYarn ? s.attn_factor * (1 + 0.1 * std::log(s.factor)) : 1.0;
   const size_t half = frequencies.size();
-  cos_.resize(positions * half);
-  sin_.resize(positions * half);
+  std::vector<float> cos(positions * half), sin(positions * half);
   for (int p = 0; p < positions; ++p) {
     for (size_t i = 0; i < half; ++i) {
-      cos_[p * half + i] = static_cast<float>(std::cos(p * frequencies[i]) * magnitude);
-      sin_[p * half + i] = static_cast<float>(std::sin(p * frequencies[i]) * magnitude);
+      cos[p * half + i] = static_cast<float>(std::cos(p * frequencies[i]) * magnitude);
+      sin[p * half + i] = static_cast<float>(std::sin(p * frequencies[i]) * magnitude);
     }
   }
+  RopeTables tables;
+  tables.rotary_dim_ = config.rotary_dim;
+  tables.positions_ = positions;
+  tables.neox_ = config.rope_neox;
+  const int64_t bytes = static_cast<int64_t>(cos.size() * sizeof(float));
+  SHOAL_ASSIGN_OR_RETURN(tables.cos_, backend.Allocate(bytes));
+  SHOAL_ASSIGN_OR_RETURN(tables.sin_, backend.Allocate(bytes));
+  backend.Copy(tables.cos_.data(), cos.data(), bytes);
+  backend.Copy(tables.sin_.data(), sin.data(), bytes);
+  return tables;
 }
 
 RopeTable RopeTables::view() const {
-  return {cos_.data(), sin_.data(), rotary_dim_, positions_, neox_};
+  return {cos_.as<float>(), sin_.as<float>(), rotary_dim_, positions_, neox_};
 }
 
 }  // namespace shoal

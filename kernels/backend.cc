@@ -1,0 +1,31 @@
+#include "kernels/backend.h"
+
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "kernels/buffer.h"
+
+namespace shoal {
+
+// A device that shares the host's memory: nothing is moved.
+
+absl::StatusOr<DeviceMemory> Backend::Allocate(int64_t bytes) {
+  absl::StatusOr<Buffer> buffer = Buffer::Allocate(bytes);
+  if (!buffer.ok()) return buffer.status();
+  auto owner = std::make_shared<Buffer>(*std::move(buffer));
+  uint8_t* const data = owner->data();
+  return DeviceMemory(data, bytes, [owner](uint8_t*) {});
+}
+
+absl::StatusOr<DeviceMemory> Backend::AllocateStaging(int64_t bytes) { return Allocate(bytes); }
+
+void Backend::Copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0 && to != from) std::memcpy(to, from, bytes);
+}
+
+const void* Backend::OnHost(const void* data, int64_t) { return data; }
+
+const void* Backend::OnDevice(const void* data, int64_t) { return data; }
+
+}  // namespace shoal
