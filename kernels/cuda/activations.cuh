@@ -2,70 +2,94 @@
 // on the way.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/ops.h"
+#include "kernels/cuda/linear_ops.h"
 
 namespace shoal::cuda {
 
 inline constexpr int kRowThreads = 256;
 inline constexpr int kRowWarps = kRowThreads / 32;
+inline constexpr int kRowStep = 4 * kRowThreads;  // columns that a block takes at once
 inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-// The sum over the block, the same in every thread and in one order.
-__device__ inline float BlockSum(float v) {
-  float* warp_sums = StaticShared<float[kRowWarps]>();
-  for (int lanes = 16; lanes > 0; lanes /= 2) v += __shfl_xor_sync(kAllLanes, v, lanes);
-  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = v;
-  __syncthreads();
-  float sum = 0;
-  for (int i = 0; i < kRowWarps; ++i) sum += warp_sums[i];
-  __syncthreads();
-  return sum;
-}
-
-// What each column of the row is multiplied with by the norm, apart from the weight.
-__device__ inline float NormFactor(const InputRows& in, const float* x) {
-  if (in.kind != InputRows::Kind::kRmsNorm) return 1;
-  float sum = 0;
-  for (int col = 4 * threadIdx.x; col < in.cols; col += 4 * kRowThreads) {
-    const float4 v = *reinterpret_cast<const float4*>(x + col);
-    sum += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+// The sum, or the maximum, over the block: the same in every thread and in one order.
+template <bool kMax>
+__device__ inline float BlockReduce(float v) {
+  auto& warps = StaticShared<float[kRowWarps]>();
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    const float other = __shfl_xor_sync(kAllLanes, v, lanes);
+    v = kMax ? fmaxf(v, other) : v + other;
   }
-  return 1 / sqrtf(BlockSum(sum) / static_cast<float>(in.cols) + in.eps);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
+  __syncthreads();
+  v = warps[0];
+  for (int i = 1; i < kRowWarps; ++i) v = kMax ? fmaxf(v, warps[i]) : v + warps[i];
+  __syncthreads();
+  return v;
 }
 
 __device__ __forceinline__ float Silu(float x) { return x / (1 + expf(-x)); }
 
-// Columns col .. col + 3 of the operand's row; x and up point at the source row.
-__device__ inline float4 InputColumns(const InputRows& in, const float* x, const float* up,
-                                      float factor, int col) {
-  float4 v = *reinterpret_cast<const float4*>(x + col);
-  if (in.kind == InputRows::Kind::kRmsNorm) {
-    const float4 w = *reinterpret_cast<const float4*>(in.weight + col);
-    v = {v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w};
-  } else if (in.kind == InputRows::Kind::kSwiGlu) {
-    const float4 u = *reinterpret_cast<const float4*>(up + col);
-    v = {Silu(v.x) * u.x, Silu(v.y) * u.y, Silu(v.z) * u.z, Silu(v.w) * u.w};
+// Columns col .. col + 3 of a row of `cols`; zeros behind its end.
+__device__ __forceinline__ float4 LoadColumns(const float* x, int col, int cols) {
+  if (col + 4 <= cols && reinterpret_cast<uintptr_t>(x + col) % 16 == 0) {
+    return *reinterpret_cast<const float4*>(x + col);
   }
-  return v;
+  return {col < cols ? x[col] : 0, col + 1 < cols ? x[col + 1] : 0, col + 2 < cols ? x[col + 2] : 0,
+          col + 3 < cols ? x[col + 3] : 0};
+}
+
+// One row of the operand, read as often as needed.
+struct RowReader {
+  const InputRows& in;
+  const float *x, *up;
+  float factor = 1;  // of the norm, without the weight
+
+  __device__ RowReader(const InputRows& input, int row)
+      : in(input),
+        x(input.x + row * input.stride),
+        up(input.up != nullptr ? input.up + row * input.stride : nullptr) {
+    if (in.kind != InputRows::Kind::kRmsNorm) return;
+    float sum = 0;
+    for (int col = 4 * threadIdx.x; col < in.cols; col += kRowStep) {
+      const float4 v = LoadColumns(x, col, in.cols);
+      sum += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    }
+    factor = 1 / sqrtf(BlockReduce<false>(sum) / static_cast<float>(in.cols) + in.eps);
+  }
+
+  __device__ float4 Columns(int col) const {
+    float4 v = LoadColumns(x, col, in.cols);
+    if (in.kind == InputRows::Kind::kRmsNorm) {
+      const float4 w = LoadColumns(in.weight, col, in.cols);
+      v = {v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w};
+    } else if (in.kind == InputRows::Kind::kSwiGlu) {
+      const float4 u = LoadColumns(up, col, in.cols);
+      v = {Silu(v.x) * u.x, Silu(v.y) * u.y, Silu(v.z) * u.z, Silu(v.w) * u.w};
+    }
+    return v;
+  }
+};
+
+__device__ __forceinline__ float Extreme(const float4& v) {
+  return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
 }
 
 __device__ __forceinline__ uint32_t PackBytes(int a, int b, int c, int d) {
   return (a & 0xFF) | (b & 0xFF) << 8 | (c & 0xFF) << 16 | static_cast<uint32_t>(d) << 24;
 }
 
-// Block (row, chunk of 4 * kRowThreads columns); 8 lanes make one column block. Blocks that share a
-// row each add up its squares: cheaper than a second launch.
+// Block (row, run of kRowStep columns); 8 lanes make one column block. Blocks that share a row each
+// add up its squares: cheaper than a second launch.
 __global__ void __launch_bounds__(kRowThreads) QuantizeRowsKernel(InputRows in, Int8Rows out) {
   const int row = blockIdx.x;
-  const int64_t source = (in.source != nullptr ? in.source[row] : row) * in.stride;
-  const float* x = in.x + source;
-  const float factor = NormFactor(in, x);
-  const int col = 4 * (blockIdx.y * kRowThreads + threadIdx.x);
-  const bool inside = col < in.cols;
-  float4 v = {0, 0, 0, 0};
-  if (inside) v = InputColumns(in, x, in.up + source, factor, col);
-  float extreme = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+  const RowReader reader(in, row);
+  const int col = blockIdx.y * kRowStep + 4 * threadIdx.x;
+  const float4 v = reader.Columns(col);
+  float extreme = Extreme(v);
   for (int lanes = 4; lanes > 0; lanes /= 2) {
     extreme = fmaxf(extreme, __shfl_xor_sync(kAllLanes, extreme, lanes));
   }
@@ -76,13 +100,63 @@ __global__ void __launch_bounds__(kRowThreads) QuantizeRowsKernel(InputRows in, 
                     __float2int_rn(v.z * inverse), __float2int_rn(v.w * inverse)};
   int sum = q[0] + q[1] + q[2] + q[3];
   for (int lanes = 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
-  if (!inside) return;
+  if (col >= in.cols) return;
   const int word = threadIdx.x % 8;
-  const int64_t at = int64_t{col / 32} * out.row_stride + row;
+  const int64_t at = col / 32 * out.row_stride + row;
   reinterpret_cast<uint32_t*>(out.q + at * 32)[word % 4 * 2 + word / 4] =
       PackBytes(q[0], q[1], q[2], q[3]);
   if (word % 4 == 0) out.half_sums[at * 2 + word / 4] = scale * static_cast<float>(sum);
   if (word == 0) out.scale[at] = scale;
+}
+
+template <bool kBf16>
+__device__ __forceinline__ uint32_t PackHalves(float a, float b) {
+  if constexpr (kBf16) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(a)) |
+           static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(b))) << 16;
+  } else {
+    return __half_as_ushort(__float2half_rn(a)) |
+           static_cast<uint32_t>(__half_as_ushort(__float2half_rn(b))) << 16;
+  }
+}
+
+// A block for each row.
+template <bool kBf16>
+__global__ void __launch_bounds__(kRowThreads) HalveRowsKernel(InputRows in, HalfRows out) {
+  const int row = blockIdx.x;
+  const RowReader reader(in, row);
+  float scale = 1, inverse = 1;
+  if constexpr (!kBf16) {
+    float extreme = 0;
+    for (int col = 4 * threadIdx.x; col < in.cols; col += kRowStep) {
+      extreme = fmaxf(extreme, Extreme(reader.Columns(col)));
+    }
+    extreme = BlockReduce<true>(extreme);
+    const unsigned exponent = __float_as_uint(extreme) >> 23;
+    if (exponent > 9) {  // else so small that nothing can come of it
+      scale = __uint_as_float((exponent - 9) << 23);
+      inverse = __uint_as_float((263 - exponent) << 23);
+    }
+  }
+  const int cols = (in.cols + 31) / 32 * 32;
+  for (int col = 4 * threadIdx.x; col < cols; col += kRowStep) {
+    const float4 v = reader.Columns(col);
+    const int word = col / 4 % 8;
+    const uint2 halves = {PackHalves<kBf16>(v.x * inverse, v.y * inverse),
+                          PackHalves<kBf16>(v.z * inverse, v.w * inverse)};
+    *reinterpret_cast<uint2*>(out.data + (col / 32 * out.row_stride + row) * 32 + word % 4 * 8 +
+                              word / 4 * 4) = halves;
+  }
+  if (threadIdx.x == 0) out.scale[row] = scale;
+}
+
+// A block for each row.
+__global__ void __launch_bounds__(kRowThreads) CopyRowsKernel(InputRows in, FloatRows out) {
+  const int row = blockIdx.x;
+  const RowReader reader(in, row);
+  for (int col = 4 * threadIdx.x; col < in.cols; col += kRowStep) {
+    *reinterpret_cast<float4*>(out.data + row * out.stride + col) = reader.Columns(col);
+  }
 }
 
 }  // namespace shoal::cuda

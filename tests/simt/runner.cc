@@ -119,7 +119,7 @@ class Machine {
   void Barrier(Site site);
   void Meet(uint32_t mask, Site site, void* mine, Combine combine);
   void* StaticShared(const void* tag, size_t bytes);
-  [[noreturn]] void FailHere(const std::string& what);
+  [[noreturn]] void FailHere(const char* what);
 
   uint64_t random = 1;
   Fiber* current = nullptr;
@@ -327,11 +327,13 @@ std::string Machine::WhoWaits() const {
   return s.str();
 }
 
-void Machine::FailHere(const std::string& what) {
-  std::ostringstream s;
-  s << what << " (block " << blockIdx.x << "," << blockIdx.y << "," << blockIdx.z << " thread "
-    << current->linear << ")" << WhoWaits();
-  failure_ = s.str();
+void Machine::FailHere(const char* what) {
+  {  // this stack is never unwound, so nothing on it may own memory
+    std::ostringstream s;
+    s << what << " (block " << blockIdx.x << "," << blockIdx.y << "," << blockIdx.z << " thread "
+      << current->linear << ")" << WhoWaits();
+    failure_ = s.str();
+  }
   Switch(&current->context, &host_);
   std::abort();  // the host never comes back
 }

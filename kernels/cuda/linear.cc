@@ -1,0 +1,289 @@
+#include "kernels/cuda/linear.h"
+
+#include <algorithm>
+
+#include "kernels/check.h"
+
+namespace shoal::cuda {
+namespace {
+
+constexpr int kShortPrompt = 16;   // rows below which a prompt takes the decode path: half a tile
+constexpr int kExpertRows = 1024;  // rows whose experts run together, which bounds the workspace
+constexpr int kGroupRowsMin = 8;   // smallest *GroupRows of linear_ops.h
+constexpr int kExpertsMax = 4096;
+
+int64_t Align(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Bytes of `rows` operand rows in the largest of the four forms, f32, with the scales of the
+// others.
+int64_t OperandBytes(int64_t rows, int64_t cols) {
+  return Align(rows * RoundUp(cols, 32) * 4) + Align(rows * 4);
+}
+
+InputRows ToRows(const LinearInput& input, int cols, int rows, int first) {
+  InputRows out;
+  out.kind = static_cast<InputRows::Kind>(input.kind);
+  out.x = input.x + first * input.stride;
+  out.up = input.up != nullptr ? input.up + first * input.stride : nullptr;
+  out.weight = input.weight;
+  out.stride = input.stride;
+  out.eps = input.eps;
+  out.rows = rows;
+  out.cols = cols;
+  return out;
+}
+static_assert(static_cast<int>(InputRows::Kind::kSwiGlu) ==
+                  static_cast<int>(LinearInput::Kind::kSwiGlu) &&
+              static_cast<int>(InputRows::Kind::kRmsNorm) ==
+                  static_cast<int>(LinearInput::Kind::kRmsNorm));
+
+Product ProductOf(const PackedShape& shape) {
+  Product p;
+  p.type = shape.type;
+  p.cols = static_cast<int>(shape.cols);
+  p.lead = shape.lead;
+  p.panel_bytes = shape.panel_bytes();
+  return p;
+}
+
+}  // namespace
+
+// Where things lie in the workspace.
+struct LinearEngine::Layout {
+  int64_t slots, groups, expert_stride, out_stride;
+  int64_t operand, grouping, group_count, sorted, pointers, gate, up, down, bytes;
+
+  explicit Layout(const Backend::Limits& l) {
+    const int64_t expert_rows = std::min(l.rows, kExpertRows);
+    slots = expert_rows * l.experts_used;
+    groups = slots / kGroupRowsMin + slots;
+    expert_stride = RoundUp(l.expert_cols, 4);
+    out_stride = slots > 0 ? RoundUp(l.cols, 4) : 0;
+    int64_t at = 0;
+    const auto take = [&at](int64_t size) {
+      const int64_t here = at;
+      at += Align(size);
+      return here;
+    };
+    operand = take(std::max(OperandBytes(l.rows, l.cols), OperandBytes(slots, l.expert_cols)));
+    grouping = take(groups * sizeof(RowGroup));
+    group_count = take(sizeof(int32_t));
+    sorted = take(slots * sizeof(int32_t));
+    pointers = take(slots > 0 ? 3 * kExpertsMax * sizeof(void*) : 0);
+    gate = take(slots * expert_stride * 4);
+    up = take(slots * expert_stride * 4);
+    down = take(slots * out_stride * 4);
+    bytes = at;
+  }
+};
+
+// One call's rows of one phase.
+struct LinearEngine::ExpertBatch {
+  LinearInput input;
+  int cols, rows;
+  bool prefill;
+  const int32_t* ids;
+  const float* weights;
+  int used;
+  const ExpertWeights& experts;
+  float* out;
+  int64_t out_stride;
+};
+
+int64_t LinearEngine::WorkspaceBytes(const Backend::Limits& limits) { return Layout(limits).bytes; }
+
+void LinearEngine::SetWorkspace(const Backend::Limits& limits, uint8_t* workspace) {
+  limits_ = limits;
+  workspace_ = workspace;
+  pointers_.reserve(3 * kExpertsMax);
+}
+
+LinearEngine::Operand LinearEngine::OperandOf(DType type, bool prefill) const {
+  switch (type) {
+    case DType::kF32:
+      return Operand::kFloat;
+    case DType::kF16:
+      return prefill ? Operand::kF16 : Operand::kFloat;
+    case DType::kBF16:
+      return prefill && bf16_mma_ ? Operand::kBf16 : Operand::kFloat;
+    default:
+      return prefill ? Operand::kF16 : Operand::kInt8;
+  }
+}
+
+namespace {
+
+// The operand's fields within its part of the workspace.
+struct OperandViews {
+  Int8Rows int8;
+  HalfRows half;
+  FloatRows f32;
+  OperandViews(uint8_t* at, int64_t rows, int64_t cols) {
+    const int64_t blocks = (cols + 31) / 32;
+    int8.q = reinterpret_cast<int8_t*>(at);
+    int8.scale = reinterpret_cast<float*>(at + blocks * rows * 32);
+    int8.half_sums = int8.scale + RoundUp(blocks * rows, 2);
+    int8.row_stride = rows;
+    half.data = reinterpret_cast<uint16_t*>(at);
+    half.scale = reinterpret_cast<float*>(at + blocks * rows * 64);
+    half.row_stride = rows;
+    f32.data = reinterpret_cast<float*>(at);
+    f32.stride = blocks * 32;
+  }
+};
+
+}  // namespace
+
+void LinearEngine::Prepare(const LinearInput& input, int cols, int rows, Operand operand,
+                           Stream stream) {
+  const OperandViews views(workspace_ + Layout(limits_).operand, rows, cols);
+  const InputRows in = ToRows(input, cols, rows, 0);
+  switch (operand) {
+    case Operand::kInt8:
+      return QuantizeRows(in, views.int8, stream);
+    case Operand::kFloat:
+      return CopyRows(in, views.f32, stream);
+    case Operand::kF16:
+    case Operand::kBf16:
+      return HalveRows(in, operand == Operand::kBf16, views.half, stream);
+  }
+}
+
+void LinearEngine::Multiply(const Product& product, Operand operand, int rows, Stream stream) {
+  const OperandViews views(workspace_ + Layout(limits_).operand, rows, product.cols);
+  switch (operand) {
+    case Operand::kInt8:
+      return Int8Product(product, views.int8, stream);
+    case Operand::kFloat:
+      return FloatProduct(product, views.f32, stream);
+    case Operand::kF16:
+    case Operand::kBf16:
+      return HalfProduct(product, views.half, stream);
+  }
+}
+
+// Outputs that take the same operand follow its preparation; those of one type share a launch.
+void LinearEngine::Rows(const LinearInput& input, int cols, int rows, bool prefill, int first_row,
+                        absl::Span<const LinearOutput> outputs, Stream stream) {
+  if (rows == 0) return;
+  SHOAL_CHECK(outputs.size() <= kMaxOutputs, "too many outputs of one linear layer");
+  prefill = prefill && rows >= kShortPrompt;
+  for (const Operand operand : {Operand::kInt8, Operand::kFloat, Operand::kF16, Operand::kBf16}) {
+    bool done[kMaxOutputs] = {}, prepared = false;
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const PackedShape& shape = outputs[i].weight->shape;
+      if (done[i] || OperandOf(shape.type, prefill) != operand) continue;
+      if (!prepared) {
+        LinearInput from = input;
+        from.x += first_row * input.stride;
+        if (from.up != nullptr) from.up += first_row * input.stride;
+        Prepare(from, cols, rows, operand, stream);
+        prepared = true;
+      }
+      Product p = ProductOf(shape);
+      p.rows.count = rows;
+      for (size_t k = i; k < outputs.size(); ++k) {
+        const LinearOutput& o = outputs[k];
+        SHOAL_CHECK(o.weight->shape.cols == cols, "the weight's columns must match the input's");
+        if (o.weight->shape.type != shape.type || o.weight->shape.lead != shape.lead) continue;
+        done[k] = true;
+        ProductOutput& to = p.outputs[p.output_count++];
+        to.weight = o.weight->data;
+        to.bias = o.bias;
+        to.out = o.out + first_row * o.stride;
+        to.stride = o.stride;
+        to.rows = static_cast<int>(o.weight->shape.rows);
+        to.accumulate = o.accumulate;
+      }
+      Multiply(p, operand, rows, stream);
+    }
+  }
+}
+
+void LinearEngine::Linear(const LinearInput& input, int cols, RowCount rows,
+                          absl::Span<const LinearOutput> outputs, Stream stream) {
+  SHOAL_CHECK(rows.total() <= limits_.rows && cols <= limits_.cols, "Reserve() for larger batches");
+  Rows(input, cols, rows.decode, false, 0, outputs, stream);
+  Rows(input, cols, rows.prefill, true, rows.decode, outputs, stream);
+}
+
+void LinearEngine::Experts(const LinearInput& input, int cols, RowCount rows, const int32_t* ids,
+                           const float* weights, int used, const ExpertWeights& experts, float* out,
+                           int64_t out_stride, Stream stream) {
+  const int count = static_cast<int>(experts.gate.size());
+  SHOAL_CHECK(rows.total() <= limits_.rows && cols <= limits_.cols &&
+                  used <= limits_.experts_used &&
+                  experts.gate[0].shape.rows <= limits_.expert_cols && count <= kExpertsMax,
+              "Reserve() for larger batches or more experts");
+  if (rows.total() == 0) return;
+  const Layout at(limits_);
+  auto* pointers = reinterpret_cast<const uint8_t**>(workspace_ + at.pointers);
+  pointers_.clear();
+  for (const auto& part : {experts.gate, experts.up, experts.down}) {
+    for (const PackedMatrix& m : part) pointers_.push_back(m.data);
+  }
+  WritePointers(pointers_.data(), 3 * count, pointers, stream);
+  for (int first = 0, n; first < rows.total(); first += n) {
+    const bool prefill = first >= rows.decode;
+    n = std::min((prefill ? rows.total() : rows.decode) - first, kExpertRows);
+    LinearInput from = input;
+    from.x += first * input.stride;
+    if (from.up != nullptr) from.up += first * input.stride;
+    ExpertRows(
+        {from, cols, n, prefill && n >= kShortPrompt, ids + int64_t{first} * used,
+         weights + int64_t{first} * used, used, experts, out + first * out_stride, out_stride},
+        stream);
+  }
+}
+
+void LinearEngine::ExpertRows(const ExpertBatch& b, Stream stream) {
+  const Layout at(limits_);
+  const int count = static_cast<int>(b.experts.gate.size());
+  const int slots = b.rows * b.used;
+  const auto* pointers = reinterpret_cast<const uint8_t* const*>(workspace_ + at.pointers);
+  auto* gate = reinterpret_cast<float*>(workspace_ + at.gate);
+  auto* up = reinterpret_cast<float*>(workspace_ + at.up);
+  auto* down = reinterpret_cast<float*>(workspace_ + at.down);
+  const Grouping grouping = {reinterpret_cast<RowGroup*>(workspace_ + at.grouping),
+                             reinterpret_cast<int32_t*>(workspace_ + at.group_count),
+                             reinterpret_cast<int32_t*>(workspace_ + at.sorted)};
+  int grouped = 0;  // rows of the groups that are there now
+  // Rows of `input` times one matrix of each expert.
+  const auto multiply = [&](const LinearInput& input, int rows, int slots_per_row,
+                            absl::Span<const PackedMatrix> matrices, int table, float* out,
+                            int64_t stride, bool prepared) {
+    const PackedShape& shape = matrices[0].shape;
+    const Operand operand = OperandOf(shape.type, b.prefill);
+    const int group_rows = operand == Operand::kInt8    ? kInt8GroupRows
+                           : operand == Operand::kFloat ? kFloatGroupRows
+                                                        : kHalfGroupRows;
+    if (group_rows != grouped) GroupByExpert(b.ids, slots, count, group_rows, grouping, stream);
+    grouped = group_rows;
+    if (!prepared) Prepare(input, static_cast<int>(shape.cols), rows, operand, stream);
+    Product p = ProductOf(shape);
+    p.output_count = 1;
+    p.outputs[0].experts = pointers + table * count;
+    p.outputs[0].out = out;
+    p.outputs[0].stride = stride;
+    p.outputs[0].rows = static_cast<int>(shape.rows);
+    p.rows = {slots,
+              grouping.groups,
+              grouping.group_count,
+              grouping.slots,
+              GroupsMax(slots, count, group_rows),
+              slots_per_row};
+    Multiply(p, operand, rows, stream);
+  };
+  const bool same = OperandOf(b.experts.gate[0].shape.type, b.prefill) ==
+                    OperandOf(b.experts.up[0].shape.type, b.prefill);
+  multiply(b.input, b.rows, b.used, b.experts.gate, 0, gate, at.expert_stride, false);
+  multiply(b.input, b.rows, b.used, b.experts.up, 1, up, at.expert_stride, same);
+  // Slots of experts that live elsewhere hold what was there before; nobody reads their products.
+  multiply(LinearInput::SwiGlu(gate, up, at.expert_stride), slots, 1, b.experts.down, 2, down,
+           at.out_stride, false);
+  WeightedSum(down, at.out_stride, b.ids, b.weights, b.used, b.rows,
+              static_cast<int>(b.experts.down[0].shape.rows), b.out, b.out_stride, stream);
+}
+
+}  // namespace shoal::cuda
