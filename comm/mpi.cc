@@ -140,10 +140,11 @@ absl::Status MpiTransport::Start(const std::shared_ptr<MpiTransport>& self) {
 }
 
 absl::StatusOr<Liveness::Listener> MpiTransport::OpenListener(bool one_network) const {
-  if (one_network) return Liveness::Listen("127.0.0.1");
+  // A network that was asked for and is not there is refused even where none is needed.
+  if (one_network && options_.net.empty()) return Liveness::Listen("127.0.0.1");
   SHOAL_ASSIGN_OR_RETURN(std::vector<NetInterface> interfaces, ListInterfaces());
   SHOAL_ASSIGN_OR_RETURN(NetInterface chosen, ChooseInterface(interfaces, options_.net));
-  return Liveness::Listen(chosen.address);
+  return Liveness::Listen(one_network ? "127.0.0.1" : chosen.address);
 }
 
 absl::Status MpiTransport::StartWatch(GroupCommunicator& world, bool one_network) {

@@ -60,6 +60,8 @@ absl::StatusOr<std::vector<int32_t>> Render(const ChatTemplate& chat, const Sess
 
 }  // namespace
 
+absl::Status CanChat(const Tokenizer& tokenizer) { return TemplateOf(tokenizer).status(); }
+
 absl::Status Chat(const ChatOptions& options, Session& session) {
   SHOAL_ASSIGN_OR_RETURN(const ChatTemplate chat, TemplateOf(*session.tokenizer));
   nlohmann::ordered_json messages = nlohmann::ordered_json::array();

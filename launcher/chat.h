@@ -16,9 +16,11 @@ struct ChatOptions {
   bool quiet = false;
 };
 
+// kFailedPrecondition when the model has no chat template, or none that is understood.
+absl::Status CanChat(const Tokenizer& tokenizer);
+
 // Reads turns from stdin (line editing and history on a terminal) until end of input or a second
-// Ctrl-C; the first Ctrl-C stops the reply at hand. kFailedPrecondition when the model has no chat
-// template.
+// Ctrl-C; the first Ctrl-C stops the reply at hand. REQUIRES: CanChat.
 absl::Status Chat(const ChatOptions& options, Session& session);
 
 }  // namespace shoal

@@ -360,6 +360,11 @@ int BenchComm(const BenchFlags& f, const CommandLine& line) {
   const absl::StatusOr<EngineOptions> options = ToEngineOptions(f.model);
   if (!options.ok()) return ReportError(options.status());
   const int ranks = f.model.tp * f.model.pp;
+  const WorldOptions world_options = ToWorldOptions(f.model);
+  if (f.model.in_process || !IsMpiRank()) {
+    const absl::Status fits = CheckWorldOptions(world_options, f.model.in_process);
+    if (!fits.ok()) return ReportError(fits);
+  }
   if (f.model.in_process) {
     auto worlds = MakeInProcessCommunicators(ranks);
     std::vector<absl::Status> statuses(ranks);
@@ -371,10 +376,10 @@ int BenchComm(const BenchFlags& f, const CommandLine& line) {
     return ReportError(statuses[0]);
   }
   absl::StatusOr<std::optional<int>> launched =
-      MaybeLaunchRanks(ToWorldOptions(f.model), line.argc, line.argv);
+      MaybeLaunchRanks(world_options, line.argc, line.argv);
   if (!launched.ok()) return ReportError(launched.status());
   if (launched->has_value()) return **launched;
-  absl::StatusOr<std::unique_ptr<Communicator>> world = OpenWorld(ToWorldOptions(f.model));
+  absl::StatusOr<std::unique_ptr<Communicator>> world = OpenWorld(world_options);
   if (!world.ok()) return ReportError(world.status());
   return ReportError(MeasureComm(**world, options->wire));
 }

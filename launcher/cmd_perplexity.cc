@@ -1,12 +1,15 @@
 // shoal perplexity: how well the model predicts a text, in llama-perplexity's protocol: chunks of
 // -c tokens, the first of each replaced by BOS, the second half scored. And the KL divergence
 // against logits saved from another run.
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -72,19 +75,62 @@ class KlDivergence {
   int64_t same_top_ = 0, count_ = 0;
 };
 
-class LogitsFile {
+// Written under another name until it is whole: a run that fails leaves nothing behind, and not
+// half a file in place of an earlier one.
+class LogitsWriter {
  public:
+  LogitsWriter() = default;
+  LogitsWriter(const LogitsWriter&) = delete;
+  LogitsWriter& operator=(const LogitsWriter&) = delete;
+  ~LogitsWriter() {
+    if (out_.is_open()) std::remove(part_.c_str());
+  }
+
   absl::Status Create(const std::string& path, int vocab, int context) {
+    std::error_code error;
+    const std::filesystem::file_status there = std::filesystem::status(path, error);
+    if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))
+      return UsageError(absl::StrCat("--save-logits ", path, ": this is not a file"));
     path_ = path;
-    out_.open(path, std::ios::binary | std::ios::trunc);
+    part_ = path + ".part";
+    out_.open(part_, std::ios::binary | std::ios::trunc);
+    if (!out_) {
+      return absl::NotFoundError(
+          absl::StrCat("cannot write --save-logits ", path, ": ", std::strerror(errno)));
+    }
     LogitsHeader h;
     h.vocab = vocab;
     h.context = context;
     out_.write(reinterpret_cast<const char*>(&h), sizeof h);
-    return out_ ? absl::OkStatus()
-                : WithExitCode(absl::NotFoundError(absl::StrCat("cannot write ", path)),
-                               kExitNoInput);
+    return Checked();
   }
+  absl::Status Write(int32_t target, const std::vector<float>& logits) {
+    out_.write(reinterpret_cast<const char*>(&target), sizeof target);
+    out_.write(reinterpret_cast<const char*>(logits.data()),
+               static_cast<std::streamsize>(logits.size() * sizeof(float)));
+    return Checked();
+  }
+  absl::Status Finish() {
+    out_.flush();
+    SHOAL_RETURN_IF_ERROR(Checked());
+    if (std::rename(part_.c_str(), path_.c_str()) != 0)
+      return absl::ErrnoToStatus(errno, absl::StrCat("cannot write ", path_));
+    out_.close();
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Checked() const {
+    return out_ ? absl::OkStatus()
+                : absl::InternalError(absl::StrCat(part_, ": the disk takes no more"));
+  }
+
+  std::string path_, part_;
+  std::ofstream out_;
+};
+
+class LogitsReader {
+ public:
   absl::Status Open(const std::string& path, int vocab, int context) {
     path_ = path;
     in_.open(path, std::ios::binary);
@@ -102,13 +148,6 @@ class LogitsFile {
     }
     return absl::OkStatus();
   }
-  absl::Status Write(int32_t target, const std::vector<float>& logits) {
-    out_.write(reinterpret_cast<const char*>(&target), sizeof target);
-    out_.write(reinterpret_cast<const char*>(logits.data()),
-               static_cast<std::streamsize>(logits.size() * sizeof(float)));
-    return out_ ? absl::OkStatus()
-                : absl::InternalError(absl::StrCat(path_, ": the disk takes no more"));
-  }
   absl::Status Read(int32_t target, std::vector<float>& logits) {
     int32_t saved = 0;
     in_.read(reinterpret_cast<char*>(&saved), sizeof saved);
@@ -123,28 +162,38 @@ class LogitsFile {
 
  private:
   std::string path_;
-  std::ofstream out_;
   std::ifstream in_;
 };
 
-absl::Status Measure(const PerplexityFlags& f, Session& session) {
-  SHOAL_ASSIGN_OR_RETURN(const std::string text, ReadInput(f.file, "the text"));
-  const Tokenizer& tokenizer = *session.tokenizer;
-  SHOAL_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, tokenizer.Encode(text, true, false));
-  const int context = session.options.context;
-  int chunks = static_cast<int>(tokens.size()) / context;
-  if (f.chunks >= 0) chunks = std::min(chunks, f.chunks);
-  if (chunks == 0) {
-    return UsageError(absl::StrCat(f.file, " has ", tokens.size(),
-                                   " tokens, fewer than one chunk of -c ", context));
-  }
-  const bool logits = !f.save_logits.empty() || !f.base_logits.empty();
-  LogitsFile save, base;
-  if (!f.save_logits.empty())
-    SHOAL_RETURN_IF_ERROR(save.Create(f.save_logits, session.config.vocab, context));
-  if (!f.base_logits.empty())
-    SHOAL_RETURN_IF_ERROR(base.Open(f.base_logits, session.config.vocab, context));
+// What is measured and compared with, opened before the weights are loaded.
+struct Work {
+  std::vector<int32_t> tokens;
+  int chunks = 0;
+  LogitsWriter save;
+  LogitsReader base;
+};
 
+absl::Status OpenWork(const PerplexityFlags& f, const ModelConfig& config,
+                      const EngineOptions& options, const Tokenizer& tokenizer, Work& work) {
+  SHOAL_ASSIGN_OR_RETURN(const std::string text, ReadInput(f.file, "the text"));
+  SHOAL_ASSIGN_OR_RETURN(work.tokens, tokenizer.Encode(text, true, false));
+  work.chunks = static_cast<int>(work.tokens.size()) / options.context;
+  if (f.chunks >= 0) work.chunks = std::min(work.chunks, f.chunks);
+  if (work.chunks == 0) {
+    return UsageError(absl::StrCat(f.file, " has ", work.tokens.size(),
+                                   " tokens, fewer than one chunk of -c ", options.context));
+  }
+  if (!f.base_logits.empty())
+    SHOAL_RETURN_IF_ERROR(work.base.Open(f.base_logits, config.vocab, options.context));
+  if (f.save_logits.empty()) return absl::OkStatus();
+  return work.save.Create(f.save_logits, config.vocab, options.context);
+}
+
+absl::Status Measure(const PerplexityFlags& f, Work& work, Session& session) {
+  const Tokenizer& tokenizer = *session.tokenizer;
+  const std::vector<int32_t>& tokens = work.tokens;
+  const int context = session.options.context, chunks = work.chunks;
+  const bool logits = !f.save_logits.empty() || !f.base_logits.empty();
   double nll = 0, nll_squared = 0;
   int64_t count = 0;
   KlDivergence kl;
@@ -161,15 +210,16 @@ absl::Status Measure(const PerplexityFlags& f, Session& session) {
       nll_squared += static_cast<double>(scores[i].logprob) * scores[i].logprob;
       ++count;
       const int32_t target = chunk[first + i];
-      if (!f.save_logits.empty()) SHOAL_RETURN_IF_ERROR(save.Write(target, scores[i].logits));
+      if (!f.save_logits.empty()) SHOAL_RETURN_IF_ERROR(work.save.Write(target, scores[i].logits));
       if (f.base_logits.empty()) continue;
-      SHOAL_RETURN_IF_ERROR(base.Read(target, reference));
+      SHOAL_RETURN_IF_ERROR(work.base.Read(target, reference));
       kl.Add(reference, scores[i].logits);
     }
     if (!f.quiet)
       std::fprintf(stderr, "[%d/%d] %.4f\n", c + 1, chunks,
                    std::exp(nll / static_cast<double>(count)));
   }
+  if (!f.save_logits.empty()) SHOAL_RETURN_IF_ERROR(work.save.Finish());
   const double n = static_cast<double>(count), mean = nll / n;
   const double error =
       count > 1 ? std::sqrt(std::max(0.0, nll_squared / n - mean * mean) / (n - 1)) * std::exp(mean)
@@ -206,8 +256,14 @@ void AddPerplexityCommand(CLI::App& app, CommandLine& line) {
       if (o.context == 0) o.context = std::min(512, config.context);
       return absl::OkStatus();
     };
+    Work work;
+    options.prepare = [flags, &work](const ModelConfig& config, const EngineOptions& resolved,
+                                     const Tokenizer* tokenizer) {
+      return OpenWork(*flags, config, resolved, *tokenizer, work);
+    };
     line.exit_code = RunSession(
-        flags->model, options, [flags](Session& s) { return Measure(*flags, s); }, nullptr);
+        flags->model, options, [flags, &work](Session& s) { return Measure(*flags, work, s); },
+        nullptr);
   });
 }
 

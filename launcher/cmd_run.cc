@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -38,6 +39,8 @@ struct RunFlags {
   bool parse_special = false;
   bool quiet = false;
   std::string system;
+
+  bool chats() const { return !prompt_given && prompt_file.empty() && batch_file.empty(); }
 };
 
 absl::StatusOr<std::string> ReadPrompt(const RunFlags& f) {
@@ -48,20 +51,37 @@ absl::StatusOr<std::string> ReadPrompt(const RunFlags& f) {
   return text;
 }
 
-absl::Status Complete(const RunFlags& f, const std::string& prompt, Session& session) {
+// What a run works on, read before the weights are.
+struct Work {
+  std::vector<std::string> lines;  // of a batch file
+  std::string prompt;
+  std::vector<int32_t> tokens;
+};
+
+absl::Status ReadWork(const RunFlags& f, const ModelConfig& config, const EngineOptions& options,
+                      const Tokenizer& tokenizer, Work& work) {
+  if (f.chats()) return CanChat(tokenizer);
+  if (!f.batch_file.empty()) {
+    SHOAL_ASSIGN_OR_RETURN(work.lines, ReadPromptLines(f.batch_file));
+    return absl::OkStatus();
+  }
+  SHOAL_ASSIGN_OR_RETURN(work.prompt, ReadPrompt(f));
+  SHOAL_ASSIGN_OR_RETURN(work.tokens,
+                         tokenizer.Encode(work.prompt, /*add_special=*/true, f.parse_special));
+  if (work.tokens.empty())
+    return UsageError("the prompt is empty and the model has no start token: give -p TEXT");
+  const int length = static_cast<int>(work.tokens.size());
+  if (length < options.context) return absl::OkStatus();
+  return UsageError(absl::StrCat(
+      "the prompt has ", length, " tokens, but the context holds ", options.context,
+      " and the reply needs at least one: shorten it, or raise -c (the model was trained on ",
+      config.context, ")"));
+}
+
+absl::Status Complete(const RunFlags& f, const Work& work, Session& session) {
   const Tokenizer& tokenizer = *session.tokenizer;
   SequenceRequest request;
-  SHOAL_ASSIGN_OR_RETURN(request.tokens,
-                         tokenizer.Encode(prompt, /*add_special=*/true, f.parse_special));
-  if (request.tokens.empty())
-    return UsageError("the prompt is empty and the model has no start token: give -p TEXT");
-  const int length = static_cast<int>(request.tokens.size());
-  if (length >= session.options.context) {
-    return UsageError(absl::StrCat(
-        "the prompt has ", length, " tokens, but the context holds ", session.options.context,
-        " and the reply needs at least one: shorten it, or raise -c (the model was trained on ",
-        session.config.context, ")"));
-  }
+  request.tokens = work.tokens;
   request.max_tokens = f.max_tokens < 0 ? std::numeric_limits<int>::max() : f.max_tokens;
   request.sampling = f.sampling;
   if (!f.ignore_eos) request.stop_tokens = tokenizer.end_of_generation_ids();
@@ -72,7 +92,7 @@ absl::Status Complete(const RunFlags& f, const std::string& prompt, Session& ses
     std::fwrite(text.data(), 1, text.size(), stdout);
     std::fflush(stdout);
   };
-  if (!f.hide_prompt) show(prompt);
+  if (!f.hide_prompt) show(work.prompt);
   Interrupt interrupt;
   SHOAL_ASSIGN_OR_RETURN(const Generation g,
                          Generate(session.engine, tokenizer, std::move(request), show,
@@ -99,20 +119,19 @@ int Run(RunFlags& f, const CommandLine& line) {
   options.argc = line.argc;
   options.argv = line.argv;
   options.quiet = f.quiet;
+  Work work;
+  options.prepare = [&f, &work](const ModelConfig& config, const EngineOptions& resolved,
+                                const Tokenizer* tokenizer) {
+    return ReadWork(f, config, resolved, *tokenizer, work);
+  };
   return RunSession(
       f.model, options,
-      [&f](Session& session) -> absl::Status {
-        if (!f.batch_file.empty()) {
-          BatchRunOptions batch{{},           f.sampling,      f.max_tokens,
-                                f.ignore_eos, f.parse_special, f.quiet};
-          SHOAL_ASSIGN_OR_RETURN(batch.prompts, ReadPromptLines(f.batch_file));
-          return RunBatch(batch, session);
-        }
-        if (!f.prompt_given && f.prompt_file.empty()) {
-          return Chat({f.sampling, f.system, f.max_tokens, f.quiet}, session);
-        }
-        SHOAL_ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(f));
-        return Complete(f, prompt, session);
+      [&f, &work](Session& session) -> absl::Status {
+        if (f.chats()) return Chat({f.sampling, f.system, f.max_tokens, f.quiet}, session);
+        if (f.batch_file.empty()) return Complete(f, work, session);
+        return RunBatch({std::move(work.lines), f.sampling, f.max_tokens, f.ignore_eos,
+                         f.parse_special, f.quiet},
+                        session);
       },
       [&f](const std::vector<RankReport>& reports) {
         if (!f.quiet) std::fputs(FormatReports(reports).c_str(), stderr);
@@ -127,12 +146,14 @@ void AddRunCommand(CLI::App& app, CommandLine& line) {
   AddModelFlags(*run, flags->model);
   AddSamplingFlags(*run, flags->sampling);
   CLI::Option* prompt = run->add_option("-p,--prompt", flags->prompt, "text to continue");
-  run->add_option("-f,--file", flags->prompt_file, "file with the prompt; - reads a pipe")
-      ->excludes(prompt);
+  CLI::Option* file =
+      run->add_option("-f,--file", flags->prompt_file, "file with the prompt; - reads a pipe")
+          ->excludes(prompt);
   run->add_option(
          "--batch-file", flags->batch_file,
          "file with a prompt on each line: all are completed, many at once, one JSON object a line")
-      ->excludes(prompt);
+      ->excludes(prompt)
+      ->excludes(file);
   run->add_option("--parallel", flags->parallel,
                   "texts of a batch file that are completed at once");
   run->add_option("-n,--predict,--max-tokens", flags->max_tokens,

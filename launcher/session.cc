@@ -123,6 +123,11 @@ absl::StatusOr<Loaded> LoadMetadata(const ModelFlags& flags, const SessionOption
   return l;
 }
 
+absl::Status Prepare(const Loaded& l, const SessionOptions& session) {
+  return session.prepare ? session.prepare(l.config, l.options, l.tokenizer.get())
+                         : absl::OkStatus();
+}
+
 // One rank from start to end. `body` runs on rank 0 only.
 absl::Status RunRank(const Loaded& loaded, const EngineOptions& options,
                      const SessionOptions& session, Communicator& world,
@@ -200,12 +205,16 @@ int RunSession(const ModelFlags& flags, const SessionOptions& session,
   const WorldOptions world_options = ToWorldOptions(flags);
   absl::StatusOr<Loaded> loaded = LoadMetadata(flags, session);
   const bool alone = flags.in_process || (flags.tp == 1 && flags.pp == 1 && !IsMpiRank());
-  if (alone) {
+  if (alone || !IsMpiRank()) {
     if (!loaded.ok()) return ReportError(loaded.status());
+    const absl::Status fits = CheckWorldOptions(world_options, flags.in_process);
+    if (!fits.ok()) return ReportError(fits);
+  }
+  if (alone) {
+    if (absl::Status s = Prepare(*loaded, session); !s.ok()) return ReportError(s);
     return ReportError(RunInProcess(*loaded, session, body, report));
   }
   if (!IsMpiRank()) {
-    if (!loaded.ok()) return ReportError(loaded.status());
     absl::StatusOr<std::optional<int>> launched =
         MaybeLaunchRanks(world_options, session.argc, session.argv);
     if (!launched.ok()) return ReportError(launched.status());
@@ -213,7 +222,9 @@ int RunSession(const ModelFlags& flags, const SessionOptions& session,
   }
   absl::StatusOr<std::unique_ptr<Communicator>> world = OpenWorld(world_options);
   if (!world.ok()) return ReportError(world.status());
-  absl::Status status = AgreeOn(loaded.status(), **world);
+  absl::Status status = loaded.status();
+  if (status.ok() && (*world)->rank() == 0) status = Prepare(*loaded, session);
+  status = AgreeOn(status, **world);
   absl::StatusOr<int64_t> memory = RankMemoryLimit(flags.ram, LocalSize(), LocalSize());
   if (status.ok()) status = AgreeOn(memory.status(), **world);
   if (status.ok()) {

@@ -84,6 +84,20 @@ bool IsTerminal(int fd) {
          std::string_view(terminals).find(static_cast<char>('0' + fd)) != std::string_view::npos;
 }
 
+absl::Status CheckWorldOptions(const WorldOptions& options, bool in_process) {
+  const bool one_process = in_process || options.tp * options.pp == 1;
+  if (one_process && !(options.hosts.empty() && options.hostfile.empty())) {
+    return UsageError(absl::StrCat(
+        options.hosts.empty() ? "--hostfile " + options.hostfile : "--host " + options.hosts,
+        in_process ? ": --in-process keeps all ranks in this process; leave one of the two away"
+                   : ": one rank runs on this host alone; say with --tp or --pp how many ranks to "
+                     "start"));
+  }
+  if (options.net.empty()) return absl::OkStatus();
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<NetInterface> interfaces, ListInterfaces());
+  return WithExitCode(ChooseInterface(interfaces, options.net).status(), kExitUsage);
+}
+
 absl::StatusOr<std::optional<int>> MaybeLaunchRanks(const WorldOptions& options, int argc,
                                                     char** argv) {
   const int ranks = options.tp * options.pp;
@@ -130,8 +144,9 @@ absl::StatusOr<std::unique_ptr<Communicator>> OpenWorld(const WorldOptions& opti
   }
   if (wanted == 1) return MakeSelfCommunicator();
   MpiOptions mpi;
-  mpi.net = options.net;
-  if (const char* const net = std::getenv(kNet); mpi.net.empty() && net != nullptr) mpi.net = net;
+  // The name of a card may be another one on another host; the subnet that was chosen is not.
+  const char* const chosen = std::getenv(kLaunched) != nullptr ? std::getenv(kNet) : nullptr;
+  mpi.net = chosen != nullptr ? chosen : options.net;
   mpi.on_peer_lost = EndProcessOnPeerLoss;
   SHOAL_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> world, MakeMpiCommunicator(mpi));
   if (world->rank() == 0 && std::getenv(kLaunched) != nullptr) AnnounceStart();

@@ -29,6 +29,10 @@ int LocalSize();
 // pseudo-terminal.
 bool IsTerminal(int fd);
 
+// Refuses in words what would be ignored: a network that this host does not have, hosts for a job
+// that runs in this process. For the process that a person started, not for a rank.
+absl::Status CheckWorldOptions(const WorldOptions& options, bool in_process);
+
 // Returns the exit code if this process became the parent of an MPI job and the job is over;
 // nullopt if the caller is a rank or a world of one and must go on. argv[0] is not looked at: the
 // ranks run this very program.

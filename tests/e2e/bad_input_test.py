@@ -1,11 +1,35 @@
 """Whatever is wrong with the input, the answer is one clear message on stderr and the exit code of its class."""
+import fcntl
+import os
 import pathlib
 import random
 import struct
+import subprocess
+import termios
 import unittest
 
 import harness
 from harness import DEMO_MODEL, MALFORMED, OK, TOO_BIG, UNREADABLE, USAGE
+
+SMALL = ('--dim', 64, '--layers', 1, '--heads', 2, '--kv-heads', 2, '--ffn', 64, '--vocab', 259)
+
+
+def unread(pipe):
+    """Bytes in a pipe that its reader has not taken."""
+    return struct.unpack('i', fcntl.ioctl(pipe, termios.FIONREAD, b'\0' * 4))[0]
+
+
+def change_tensor(data, name, *, rename=None, dims=None, kind=None):
+    """A GGUF whose entry of one tensor lies: name, number of dimensions, dimensions, type, offset."""
+    old = struct.pack('<Q', len(name)) + name.encode()
+    at = data.index(old)
+    end = at + len(old)
+    count, = struct.unpack_from('<I', data, end)
+    found = struct.unpack_from(f'<{count}QI', data, end + 4)
+    dims, kind = dims or found[:-1], found[-1] if kind is None else kind
+    assert len(dims) == count and len(rename or name) == len(name), 'the entry keeps its length'
+    entry = struct.pack('<Q', len(name)) + (rename or name).encode() + struct.pack(f'<I{count}QI', count, *dims, kind)
+    return data[:at] + entry + data[at + len(entry):]
 
 
 def header_bytes(data):
@@ -23,6 +47,13 @@ class BadInputTest(harness.TestCase):
         self.assertTrue(result.err.strip(), f'{args}: nothing on stderr')
         self.assertIn(str(names), result.err, f'{args}: the message does not name the culprit')
         return result
+
+    def start(self, *args):
+        process = subprocess.Popen([harness.BINARY, *map(str, args)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE)
+        self.addCleanup(process.wait)
+        self.addCleanup(harness.kill, process.pid)
+        return process
 
     def file(self, data, name='model.gguf'):
         path = self.scratch / name
@@ -57,6 +88,57 @@ class BadInputTest(harness.TestCase):
                 path = self.file(data[:size])
                 self.refused(MALFORMED, '-m', path, '-p', 'x', names=path)
 
+    def test_every_kind_of_prefix(self):
+        """A model of a few kilobytes, cut at hundreds of places: inside every field of the header and of the data."""
+        data = harness.generate(self.scratch / 'small.gguf', *SMALL).read_bytes()
+        sizes = list(range(0, 400, 3)) + list(range(400, len(data), max(1, len(data) // 250)))
+        for size in sizes:
+            with self.subTest(bytes=size):
+                self.refused(MALFORMED, '-m', self.file(data[:size]), '-p', 'x', '-n', 1, names='model.gguf')
+
+    def test_tensors_that_lie(self):
+        data = harness.generate(self.scratch / 'small.gguf', *SMALL).read_bytes()
+        q, k = 'blk.0.attn_q.weight', 'blk.0.attn_k.weight'
+        cases = (('type', change_tensor(data, q, kind=99), 'type unknown (id 99), which is not supported; known types'),
+                 ('a type of others', change_tensor(data, q, kind=16), 'type iq2_xxs'),
+                 ('missing', change_tensor(data, q, rename='blk.0.attn_x.weight'), f"'{q}' is missing"),
+                 ('twice', change_tensor(data, k, rename=q), f"'{q}' stands twice"),
+                 ('too many', change_tensor(data, 'output_norm.weight', rename='output_none.weight'), 'output_norm'),
+                 ('shape', change_tensor(data, q, dims=(32, 32)), f"'{q}' has the shape"),
+                 ('2^63', change_tensor(data, q, dims=(1 << 63, 64)), str(1 << 63)),
+                 ('product', change_tensor(data, q, dims=(1 << 40, 1 << 40)), 'overflows'),
+                 ('no rows', change_tensor(data, q, dims=(64, 0)), 'dimension 1 is 0'),
+                 ('past the end', change_tensor(data, q, dims=(64, 1 << 30)), 'the file is too short'),
+                 ('overlap', change_tensor(data, q, dims=(64, 128)), 'overlap'),
+                 ('architecture', data.replace(b'llama', b'lemma', 1), 'lemma'))
+        for what, damaged, message in cases:
+            with self.subTest(what=what):
+                self.refused(MALFORMED, '-m', self.file(damaged), '-p', 'x', '-n', 1, names=message)
+
+    def test_file_that_shrinks(self):
+        """Between the reading of its header and of its weights, and while they are streamed."""
+        path = harness.generate(self.scratch / 'model.gguf', *SMALL, '--context', 131072)
+        with self.subTest('before the weights are read'):
+            run = self.start('run', '-m', path, '-f', '-', '-n', 1)
+            run.stdin.write(b'x')
+            run.stdin.flush()
+            # The prompt is read when the header has been.
+            harness.wait_until(lambda: unread(run.stdin) == 0, 30, 'the prompt to be read')
+            os.truncate(path, path.stat().st_size - 1000)
+            out, err = run.communicate(timeout=60)
+            self.assertEqual((run.returncode, out), (MALFORMED, b''), err)
+            self.assertIn(str(path), err.decode())
+        path = harness.generate(self.scratch / 'streamed.gguf', '--dim', 512, '--layers', 12, '--ffn', 4096,
+                                '--context', 131072)
+        with self.subTest('while they are streamed'):
+            run = self.start('run', '-m', path, '-p', 'x', '-n', 10000, '-c', 16384, '-b', 16, '--kv-type', 'q8_0',
+                             '--ignore-eos', '--ram', '250M')
+            run.stdout.read(40)  # the first words
+            os.truncate(path, path.stat().st_size // 2)
+            _, err = run.communicate(timeout=60)
+            self.assertEqual(run.returncode, MALFORMED, err)
+            self.assertIn(str(path), err.decode())
+
     def test_huge_counts(self):
         """Counts from the file must be checked before anything is sized by them."""
         for tensors, keys in ((1 << 62, 1), (1, 1 << 62), (1 << 31, 1 << 31), ((1 << 64) - 1, (1 << 64) - 1)):
@@ -83,7 +165,9 @@ class BadInputTest(harness.TestCase):
     def test_usage(self):
         for args in (['-c', '0'], ['-c', 'many'], ['--tp', '99'], ['--tp', '0'], ['--pp', '99'], ['--split', '1,0'],
                      ['--split', '1,x'], ['--split', '1,-1'], ['--temp', '-1'], ['--top-p', '2'], ['-t', '-1'],
-                     ['--no-such-flag']):
+                     ['--no-such-flag'], ['--net', 'eth99'], ['--tp', '2', '--net', 'eth99'],
+                     ['--tp', '2', '--in-process', '--net', 'eth99'], ['--hostfile', 'hosts'],
+                     ['--tp', '2', '--in-process', '--host', 'pc1,pc2']):
             with self.subTest(args=args):
                 self.refused(USAGE, '-m', DEMO_MODEL, '-p', 'x', '-n', 1, *args, names=args[-1].lstrip('-'))
 
@@ -99,6 +183,36 @@ class BadInputTest(harness.TestCase):
 
     def test_prompt_longer_than_the_context(self):
         self.refused(USAGE, '-m', DEMO_MODEL, '-c', 64, '-n', 4, '-p', 'the sea is deep and ' * 100, names='64')
+
+    def test_what_is_asked_is_read_before_the_weights(self):
+        """Told at once, not after minutes of loading: here there is no memory for the weights."""
+        path = harness.generate(self.scratch / 'model.gguf', '--dim', 64, '--layers', 1)
+        absent, little = self.scratch / 'absent', ['--ram', '1M']
+        self.refused(TOO_BIG, '-m', path, '-p', 'x', *little, names='does not fit')
+        for placement in ([], ['--tp', 2], ['--tp', 2, '--in-process']):
+            with self.subTest(placement=placement):
+                self.refused(UNREADABLE, '-m', path, '-f', absent, *little, *placement, names=absent)
+        self.refused(UNREADABLE, '-m', path, '--batch-file', absent, *little, names=absent)
+        self.refused(USAGE, '-m', path, '-c', 16, '-p', 'x' * 100, *little, names='-c')
+        self.refused(UNREADABLE, '-m', path, *little, names='chat template')
+        for flag in ('-f', '--kl-divergence'):
+            files = {'-f': harness.ROOT / 'README.md', flag: absent}
+            result = harness.shoal('perplexity', '-m', path, '-c', 64, *sum(map(list, files.items()), []), *little)
+            self.assertEqual(result.code, UNREADABLE, str(result))
+            self.assertIn(str(absent), result.err)
+
+    def test_a_failed_measurement_leaves_no_file(self):
+        logits = self.scratch / 'logits'
+        args = ['perplexity', '-m', DEMO_MODEL, '-f', harness.ROOT / 'README.md', '-c', 64]
+        self.assert_ok(harness.shoal(*args, '--chunks', 1, '--save-logits', logits))
+        before = logits.read_bytes()
+        result = harness.shoal(*args, '--chunks', 2, '--kl-divergence', logits, '--save-logits', logits)
+        self.assertEqual(result.code, MALFORMED, str(result))
+        self.assertIn('ends before this text does', result.err)
+        self.assertEqual(list(self.scratch.iterdir()), [logits])
+        self.assertEqual(logits.read_bytes(), before)
+        result = harness.shoal(*args, '--save-logits', '/dev/null')
+        self.assertEqual(result.code, USAGE, str(result))
 
     def test_prompt_that_is_not_utf8(self):
         """Bytes are bytes: the vocabulary has all of them."""
