@@ -1,7 +1,6 @@
 // Ctrl-C as a flag that loops can ask, for as long as an Interrupt lives.
 #pragma once
 
-#include <atomic>
 #include <csignal>
 
 namespace shoal {
@@ -16,8 +15,12 @@ class Interrupt {
   // True once after each Ctrl-C.
   bool Take();
   bool pending() const;
+  // Readable while one is pending. A wait for input polls it too: a signal that comes just before
+  // the wait, or on another thread, does not interrupt it.
+  int fd() const { return wakeup_; }
 
  private:
+  int wakeup_ = -1;
   struct sigaction previous_ {};
 };
 

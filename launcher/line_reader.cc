@@ -4,8 +4,11 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <clocale>
+#include <csignal>
 #include <cstdio>
+#include <cwchar>
 #include <iostream>
 #include <string_view>
 
@@ -17,6 +20,9 @@ namespace {
 constexpr int kHistoryLines = 500;
 // A message of more than chat.cc takes need not be gathered any further.
 constexpr size_t kMaxMessageBytes = 2u << 20;
+
+// What mbrtowc says.
+constexpr auto kNoLetter = static_cast<size_t>(-1), kHalfALetter = static_cast<size_t>(-2);
 
 const char* FirstPrompt(EditLine*) { return "> "; }
 const char* NextPrompt(EditLine*) { return "  "; }
@@ -34,11 +40,54 @@ bool InputWaits() {
   return poll(&in, 1, kPasteMs) > 0 && (in.revents & POLLIN) != 0;
 }
 
+// libedit handles the first of these in a line, and later ones only in the next: they must end the
+// wait for input all the same.
+void WakeOnTerminalChanges() {
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  for (const int signal : {SIGWINCH, SIGCONT}) sigaction(signal, &action, nullptr);
+}
+
+// 1 when a byte waits, 0 when the terminal changed, -1 on Ctrl-C.
+int WaitForByte(const Interrupt& interrupt) {
+  pollfd polls[] = {{STDIN_FILENO, POLLIN, 0}, {interrupt.fd(), POLLIN, 0}};
+  const int n = poll(polls, 2, -1);
+  if (polls[1].revents != 0) return -1;
+  return n > 0 ? 1 : 0;
+}
+
 }  // namespace
+
+int LineReader::ReadCharacter(EditLine* editor, wchar_t* out) {
+  LineReader* reader = nullptr;
+  el_get(editor, EL_CLIENTDATA, &reader);
+  std::mbstate_t state{};
+  while (true) {
+    const int ready = WaitForByte(reader->interrupt_);
+    if (ready < 0) return -1;
+    if (ready == 0) {
+      el_resize(editor);
+      el_set(editor, EL_REFRESH);
+      continue;
+    }
+    char byte = 0;
+    const ssize_t got = read(STDIN_FILENO, &byte, 1);
+    if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+    if (got <= 0) return 0;
+    size_t used = std::mbrtowc(out, &byte, 1, &state);
+    if (used == kNoLetter) {  // what came before is left out; the byte may begin another
+      state = {};
+      used = std::mbrtowc(out, &byte, 1, &state);
+    }
+    if (used == kNoLetter) state = {};
+    if (used != kNoLetter && used != kHalfALetter) return 1;
+  }
+}
 
 LineReader::LineReader(Interrupt& interrupt) : interrupt_(interrupt) {
   if (isatty(STDIN_FILENO) == 0) return;
   UseUtf8();
+  WakeOnTerminalChanges();
   editor_ = el_init("shoal", stdin, stderr, stderr);
   if (editor_ == nullptr) return;
   history_ = history_init();
@@ -46,6 +95,8 @@ LineReader::LineReader(Interrupt& interrupt) : interrupt_(interrupt) {
   ::history(history_, &event, H_SETSIZE, kHistoryLines);
   el_set(editor_, EL_PROMPT, FirstPrompt);
   el_set(editor_, EL_EDITOR, "emacs");
+  el_set(editor_, EL_CLIENTDATA, this);
+  el_set(editor_, EL_GETCFN, &LineReader::ReadCharacter);
   el_set(editor_, EL_SIGNAL, 1);  // a resized window, Ctrl-Z, and a sane terminal after Ctrl-C
   el_set(editor_, EL_HIST, ::history, history_);
 }

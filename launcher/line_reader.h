@@ -1,6 +1,7 @@
 // Messages from stdin: line editing, history and pasted paragraphs on a terminal, plain lines else.
 #pragma once
 
+#include <cwchar>
 #include <optional>
 #include <string>
 
@@ -30,6 +31,8 @@ class LineReader {
  private:
   enum class Outcome { kLine, kCleared, kEnd };
   Outcome ReadLine(std::string& line);
+  // libedit's way to get a character: 1, 0 at the end of input, -1 on Ctrl-C.
+  static int ReadCharacter(::editline* editor, wchar_t* out);
   void Remember(const std::string& line);
 
   Interrupt& interrupt_;

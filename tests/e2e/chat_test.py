@@ -63,16 +63,10 @@ class Terminal:
         reply = self.expect('\r\n' + PROMPT)
         return reply.strip()
 
-    def end(self, timeout=30, again=None):
-        """(exit code, what was printed) once the process has ended by itself.
-
-        `again` is typed once more after five seconds: a signal between the prompt and the editor's read is missed.
-        """
+    def end(self, timeout=30):
+        """(exit code, what was printed) once the process has ended by itself."""
         deadline = time.monotonic() + timeout
         while self.read(1):
-            if again and time.monotonic() > deadline - timeout + 5:
-                os.write(self.fd, again.encode())
-                again = None
             if time.monotonic() > deadline:
                 raise AssertionError(f'still running: {self.text!r}')
         _, status = os.waitpid(self.pid, 0)
@@ -145,7 +139,7 @@ class ChatTest(harness.TestCase):
         chat.expect('(stopped)')
         chat.expect(PROMPT)
         chat.type(CTRL_C)
-        code, rest = chat.end(again=CTRL_C)
+        code, rest = chat.end()
         self.assertEqual(code, 0, rest)
 
     def test_a_resized_window_keeps_what_was_typed(self):
