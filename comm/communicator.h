@@ -3,9 +3,8 @@
 // Backends: in process (ranks are threads), MPI (host memory), NCCL (device memory). Blocking
 // calls; one thread per rank calls at a time. Every wait has a deadline: a call returns
 // kUnavailable, naming the rank, when a peer died, hung past the deadline or aborted. Broadcast and
-// Recv wait for work to come, so over MPI they last as long as the peer's heart beats. After an
-// error the communicator, and every other that was split off the same job, is broken and every call
-// says so.
+// Recv wait for work to come, so they last as long as the peer is alive. After an error the
+// communicator, and every other that was split off the same job, is broken and every call says so.
 #pragma once
 
 #include <cstdint>
@@ -52,9 +51,9 @@ class Communicator {
 // A world of one: every call succeeds at once and copies nothing.
 std::unique_ptr<Communicator> MakeSelfCommunicator();
 
-// `size` communicators that share memory, one for each thread that plays a rank.
+// `size` communicators that share memory, one for each thread that plays a rank. `stall` as below.
 std::vector<std::unique_ptr<Communicator>> MakeInProcessCommunicators(
-    int size, absl::Duration deadline = absl::Seconds(60));
+    int size, absl::Duration stall = absl::Minutes(10));
 
 struct MpiOptions {
   absl::Duration deadline = absl::Seconds(4);  // silence of a peer's heartbeat that counts as death

@@ -40,8 +40,8 @@ struct Receive {
 // What the ranks' transports share.
 class Hub {
  public:
-  Hub(int size, absl::Duration deadline)
-      : size_(size), deadline_(deadline), channels_(size * size), left_(size) {
+  Hub(int size, absl::Duration stall)
+      : size_(size), stall_(stall), channels_(size * size), left_(size) {
     arrived_.reserve(size);
     for (int r = 0; r < size; ++r) arrived_.push_back(std::make_unique<CondVar>());
   }
@@ -56,8 +56,11 @@ class Hub {
     return shared;
   }
 
-  absl::Status Wait(Pending* pending, int self) ABSL_LOCKS_EXCLUDED(mu_) {
-    const absl::Time deadline = absl::Now() + deadline_;
+  // A thread does not die alone: who waits for work waits until it comes, or a rank leaves or
+  // aborts.
+  absl::Status Wait(Pending* pending, int self, Patience patience) ABSL_LOCKS_EXCLUDED(mu_) {
+    const absl::Time deadline =
+        patience == Patience::kIdle ? absl::InfiniteFuture() : absl::Now() + stall_;
     MutexLock lock(&mu_);
     while (true) {
       absl::Status status = broken_;
@@ -69,7 +72,7 @@ class Hub {
         const int peer = pending->ops.front().peer;
         status = absl::UnavailableError(absl::StrCat("rank ", peer, " on host ", HostName(),
                                                      " did not answer within ",
-                                                     absl::FormatDuration(deadline_)));
+                                                     absl::FormatDuration(stall_)));
       }
       if (status.ok()) continue;
       BreakLocked(status);
@@ -79,7 +82,7 @@ class Hub {
   }
 
   absl::Status WaitForRoom(int self, int to) ABSL_LOCKS_EXCLUDED(mu_) {
-    const absl::Time deadline = absl::Now() + deadline_;
+    const absl::Time deadline = absl::Now() + stall_;
     MutexLock lock(&mu_);
     while (broken_.ok()) {
       size_t copies = 0;
@@ -90,7 +93,7 @@ class Hub {
           absl::Now() >= deadline) {
         status = absl::UnavailableError(absl::StrCat("rank ", to, " on host ", HostName(),
                                                      " took no message within ",
-                                                     absl::FormatDuration(deadline_)));
+                                                     absl::FormatDuration(stall_)));
       }
       if (!status.ok()) BreakLocked(status);
     }
@@ -213,7 +216,7 @@ class Hub {
   }
 
   const int size_;
-  const absl::Duration deadline_;
+  const absl::Duration stall_;
   Mutex mu_;
   std::vector<Channel> channels_ ABSL_GUARDED_BY(mu_);  // [from, to]
   std::vector<bool> left_ ABSL_GUARDED_BY(mu_);
@@ -239,7 +242,9 @@ class InProcessTransport final : public Transport {
     pending->ops.push_back({new Receive{static_cast<uint8_t*>(data), tag}, bytes, peer, true});
   }
 
-  absl::Status Wait(Pending* pending, Patience) override { return hub_->Wait(pending, rank_); }
+  absl::Status Wait(Pending* pending, Patience patience) override {
+    return hub_->Wait(pending, rank_, patience);
+  }
 
   absl::Status SendCopy(const void* data, int64_t bytes, int peer, int tag) override {
     absl::Status status = hub_->WaitForRoom(rank_, peer);
@@ -264,9 +269,9 @@ class InProcessTransport final : public Transport {
 }  // namespace
 
 std::vector<std::unique_ptr<Communicator>> MakeInProcessCommunicators(int size,
-                                                                      absl::Duration deadline) {
+                                                                      absl::Duration stall) {
   SHOAL_CHECK(size >= 1, "a world needs at least one rank");
-  auto hub = std::make_shared<Hub>(size, deadline);
+  auto hub = std::make_shared<Hub>(size, stall);
   std::vector<std::unique_ptr<Communicator>> ranks;
   for (int r = 0; r < size; ++r) {
     ranks.push_back(GroupCommunicator::World(std::make_shared<InProcessTransport>(hub, r)));

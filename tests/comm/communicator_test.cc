@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "comm/group.h"
 #include "tests/comm/all_reduce_check.h"
 
@@ -20,8 +21,8 @@ using ::testing::HasSubstr;
 
 // Runs `body` as every rank of a world and returns when all are done.
 void RunRanks(int size, const std::function<void(Communicator&)>& body,
-              absl::Duration deadline = absl::Seconds(60)) {
-  auto ranks = MakeInProcessCommunicators(size, deadline);
+              absl::Duration stall = absl::Seconds(60)) {
+  auto ranks = MakeInProcessCommunicators(size, stall);
   std::vector<std::thread> threads;
   for (auto& rank : ranks) {
     threads.emplace_back([&body, comm = std::move(rank)]() { body(*comm); });
@@ -165,6 +166,23 @@ TEST(Communicator, MissingPeerIsNamedWhenTheDeadlinePasses) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("rank 1 on host"));
   // The late rank learns of it too.
   EXPECT_EQ(ranks[1]->AllReduceSum(&x, 1, Wire::kF32), status);
+}
+
+// A server is idle for a night, a person thinks about what to type.
+TEST(Communicator, WhoWaitsForWorkWaitsLongerThanTheDeadline) {
+  constexpr absl::Duration kStall = absl::Milliseconds(20);
+  RunRanks(
+      2,
+      [&](Communicator& comm) {
+        int work = 5;
+        if (comm.rank() == 0) {
+          absl::SleepFor(5 * kStall);
+          EXPECT_TRUE(comm.Send(&work, sizeof work, 1, 1).ok());
+        } else {
+          EXPECT_TRUE(comm.Recv(&work, sizeof work, 0, 1).ok());
+        }
+      },
+      kStall);
 }
 
 TEST(Communicator, DepartedRankFailsThoseWhoWaitForIt) {
