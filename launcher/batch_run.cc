@@ -77,14 +77,7 @@ class BatchRun {
     while (next_ < lines_.size() &&
            running_.size() < static_cast<size_t>(session_.options.sequences)) {
       SequenceRequest request;
-      SHOAL_ASSIGN_OR_RETURN(
-          request.tokens, session_.tokenizer->Encode(options_.prompts[next_], /*add_special=*/true,
-                                                     options_.parse_special));
-      if (request.tokens.size() >= static_cast<size_t>(session_.options.context)) {
-        return UsageError(absl::StrCat("prompt ", next_ + 1, " has ", request.tokens.size(),
-                                       " tokens, but the context holds ", session_.options.context,
-                                       ": shorten it, or raise -c"));
-      }
+      request.tokens = options_.prompts[next_].tokens;
       prompt_tokens_ += static_cast<int64_t>(request.tokens.size());
       request.max_tokens =
           options_.max_tokens < 0 ? std::numeric_limits<int>::max() : options_.max_tokens;
@@ -111,7 +104,7 @@ class BatchRun {
     if (e.finish == FinishReason::kNone) return;
     r.text += r.utf8.Finish();
     const Json line = {{"index", r.index},
-                       {"prompt", options_.prompts[r.index]},
+                       {"prompt", options_.prompts[r.index].text},
                        {"text", r.text},
                        {"tokens", r.tokens},
                        {"finish", Name(e.finish)}};
@@ -133,10 +126,12 @@ class BatchRun {
 
 }  // namespace
 
-absl::StatusOr<std::vector<std::string>> ReadPromptLines(const std::string& path) {
+absl::StatusOr<std::vector<BatchPrompt>> ReadBatch(const std::string& path,
+                                                   const Tokenizer& tokenizer, int context,
+                                                   bool parse_special) {
   SHOAL_ASSIGN_OR_RETURN(std::string text, ReadInput(path, "the prompts"));
   std::istringstream in(std::move(text));
-  std::vector<std::string> prompts;
+  std::vector<BatchPrompt> prompts;
   std::string line;
   while (std::getline(in, line)) {
     if (!line.empty() && line.back() == '\r') line.pop_back();
@@ -144,7 +139,15 @@ absl::StatusOr<std::vector<std::string>> ReadPromptLines(const std::string& path
     if (prompts.size() == kMaxPrompts) {
       return UsageError(absl::StrCat(path, " has more than ", kMaxPrompts, " prompts: split it"));
     }
-    prompts.push_back(line);
+    BatchPrompt prompt{line, {}};
+    SHOAL_ASSIGN_OR_RETURN(prompt.tokens,
+                           tokenizer.Encode(line, /*add_special=*/true, parse_special));
+    if (prompt.tokens.size() >= static_cast<size_t>(context)) {
+      return UsageError(absl::StrCat("prompt ", prompts.size() + 1, " has ", prompt.tokens.size(),
+                                     " tokens, but the context holds ", context,
+                                     ": shorten it, or raise -c"));
+    }
+    prompts.push_back(std::move(prompt));
   }
   if (prompts.empty())
     return UsageError(absl::StrCat(path, " holds no prompt; write one on each line"));

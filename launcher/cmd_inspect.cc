@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/str_replace.h"
 #include "launcher/commands.h"
 #include "launcher/demo_model.h"
 #include "launcher/exit_code.h"
@@ -17,7 +18,9 @@ int Inspect(const std::string& model, bool json) {
   if (!path.ok()) return ReportError(path.status());
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = OpenCheckpoint(*path);
   if (!checkpoint.ok()) return ReportError(checkpoint.status());
-  std::fputs((json ? InspectJson(**checkpoint) : InspectText(**checkpoint)).c_str(), stdout);
+  std::string text = json ? InspectJson(**checkpoint) : InspectText(**checkpoint);
+  if (model.empty()) absl::StrReplaceAll({{*path, "(the built-in demo model)"}}, &text);
+  std::fputs(text.c_str(), stdout);
   return kExitOk;
 }
 

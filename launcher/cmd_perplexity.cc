@@ -23,6 +23,8 @@
 namespace shoal {
 namespace {
 
+constexpr int kLeastChunk = 3;  // tokens; one of them is scored
+
 struct PerplexityFlags {
   ModelFlags model;
   std::string file;
@@ -175,10 +177,17 @@ struct Work {
 
 absl::Status OpenWork(const PerplexityFlags& f, const ModelConfig& config,
                       const EngineOptions& options, const Tokenizer& tokenizer, Work& work) {
+  if (options.context < kLeastChunk) {
+    return UsageError(absl::StrCat("-c ", options.context,
+                                   ": the second half of a chunk is scored; ", "choose at least ",
+                                   kLeastChunk));
+  }
+  if (f.chunks < -1 || f.chunks == 0)
+    return UsageError(absl::StrCat("--chunks ", f.chunks, ": choose 1 or more, or -1 for all"));
   SHOAL_ASSIGN_OR_RETURN(const std::string text, ReadInput(f.file, "the text"));
   SHOAL_ASSIGN_OR_RETURN(work.tokens, tokenizer.Encode(text, true, false));
   work.chunks = static_cast<int>(work.tokens.size()) / options.context;
-  if (f.chunks >= 0) work.chunks = std::min(work.chunks, f.chunks);
+  if (f.chunks > 0) work.chunks = std::min(work.chunks, f.chunks);
   if (work.chunks == 0) {
     return UsageError(absl::StrCat(f.file, " has ", work.tokens.size(),
                                    " tokens, fewer than one chunk of -c ", options.context));

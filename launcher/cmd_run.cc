@@ -53,7 +53,7 @@ absl::StatusOr<std::string> ReadPrompt(const RunFlags& f) {
 
 // What a run works on, read before the weights are.
 struct Work {
-  std::vector<std::string> lines;  // of a batch file
+  std::vector<BatchPrompt> batch;
   std::string prompt;
   std::vector<int32_t> tokens;
 };
@@ -62,7 +62,8 @@ absl::Status ReadWork(const RunFlags& f, const ModelConfig& config, const Engine
                       const Tokenizer& tokenizer, Work& work) {
   if (f.chats()) return CanChat(tokenizer);
   if (!f.batch_file.empty()) {
-    SHOAL_ASSIGN_OR_RETURN(work.lines, ReadPromptLines(f.batch_file));
+    SHOAL_ASSIGN_OR_RETURN(work.batch,
+                           ReadBatch(f.batch_file, tokenizer, options.context, f.parse_special));
     return absl::OkStatus();
   }
   SHOAL_ASSIGN_OR_RETURN(work.prompt, ReadPrompt(f));
@@ -129,8 +130,7 @@ int Run(RunFlags& f, const CommandLine& line) {
       [&f, &work](Session& session) -> absl::Status {
         if (f.chats()) return Chat({f.sampling, f.system, f.max_tokens, f.quiet}, session);
         if (f.batch_file.empty()) return Complete(f, work, session);
-        return RunBatch({std::move(work.lines), f.sampling, f.max_tokens, f.ignore_eos,
-                         f.parse_special, f.quiet},
+        return RunBatch({std::move(work.batch), f.sampling, f.max_tokens, f.ignore_eos, f.quiet},
                         session);
       },
       [&f](const std::vector<RankReport>& reports) {

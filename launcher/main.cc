@@ -1,11 +1,35 @@
 // The shoal binary: one program, a command for each thing people do with it.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cstdio>
 
 #include "CLI/CLI.hpp"
 #include "launcher/commands.h"
 #include "launcher/exit_code.h"
 
+namespace {
+
+// A file that is opened while one of these is closed would take its number, and be written to as
+// if it were the terminal.
+void OpenStandardFiles() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
+  }
+}
+
+// A result that could not be written (the disk is full) is no success.
+int FlushedExitCode(int code) {
+  const bool written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  if (written || code != shoal::kExitOk) return code;
+  std::fputs("shoal: cannot write the result to stdout\n", stderr);
+  return shoal::kExitInternal;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  OpenStandardFiles();
   CLI::App app{"shoal runs one large language model across many small machines", "shoal"};
   app.require_subcommand(1);
   app.set_version_flag("--version", SHOAL_VERSION);
@@ -30,5 +54,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "shoal: %s\nTry 'shoal --help' or 'shoal run --help'.\n", e.what());
     return shoal::kExitUsage;
   }
-  return line.exit_code;
+  return FlushedExitCode(line.exit_code);
 }

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "fmt/format.h"
 #include "kernels/cpu/topology.h"
 #include "kernels/status_macros.h"
@@ -20,6 +21,7 @@
 #include "launcher/exit_code.h"
 #include "launcher/progress_bar.h"
 #include "launcher/world.h"
+#include "shard/shard_manifest.h"
 
 namespace shoal {
 namespace {
@@ -84,6 +86,28 @@ absl::Status AgreeOn(const absl::Status& mine, Communicator& world) {
     const std::string where =
         world.size() > 1 ? absl::StrCat("rank ", r, " on ", world.host(r), ": ") : "";
     return WithExitCode(absl::InternalError(absl::StrCat(where, all[r].text)), all[r].code);
+  }
+  return absl::OkStatus();
+}
+
+// Each host reads a file of its own: another model, or another quantization of the same one, would
+// go unnoticed and answer nonsense. Collective.
+absl::Status AgreeOnModel(const Checkpoint& checkpoint, Communicator& world) {
+  std::string tensors;
+  for (const TensorInfo& t : checkpoint.tensors()) {
+    absl::StrAppend(&tensors, t.name, " ", Info(t.type).name, " ", absl::StrJoin(t.dims, "x"),
+                    "\n");
+  }
+  const uint64_t mine = Checksum(tensors.data(), static_cast<int64_t>(tensors.size()));
+  std::vector<uint64_t> all(world.size());
+  SHOAL_RETURN_IF_ERROR(world.AllGather(&mine, sizeof mine, all.data()));
+  for (int r = 1; r < world.size(); ++r) {
+    if (all[r] == all[0]) continue;
+    return WithExitCode(
+        absl::FailedPreconditionError(absl::StrCat(
+            "rank ", r, " on ", world.host(r), " has another model than rank 0 on ", world.host(0),
+            ": its tensors differ in name, type or shape. Give every host the same file")),
+        kExitConfig);
   }
   return absl::OkStatus();
 }
@@ -201,6 +225,10 @@ absl::Status RunInProcess(const Loaded& loaded, const SessionOptions& session,
 int RunSession(const ModelFlags& flags, const SessionOptions& session,
                const std::function<absl::Status(Session&)>& body,
                const std::function<void(const std::vector<RankReport>&)>& report) {
+  if (flags.in_process && MpiWorldSize() > 1) {
+    return ReportError(
+        UsageError("--in-process keeps all ranks in one process: leave it or mpirun away"));
+  }
   // Checked before any rank is started, so that a wrong flag is said once and at once.
   const WorldOptions world_options = ToWorldOptions(flags);
   absl::StatusOr<Loaded> loaded = LoadMetadata(flags, session);
@@ -224,7 +252,11 @@ int RunSession(const ModelFlags& flags, const SessionOptions& session,
   if (!world.ok()) return ReportError(world.status());
   absl::Status status = loaded.status();
   if (status.ok() && (*world)->rank() == 0) status = Prepare(*loaded, session);
-  status = AgreeOn(status, **world);
+  // Rank 0 may have waited for a pipe to end: a broadcast is waited for as long as that takes.
+  uint8_t ready = 1;
+  absl::Status met = (*world)->Broadcast(&ready, sizeof ready, 0);
+  status = AgreeOn(met.ok() ? status : met, **world);
+  if (status.ok()) status = AgreeOnModel(*loaded->checkpoint, **world);
   absl::StatusOr<int64_t> memory = RankMemoryLimit(flags.ram, LocalSize(), LocalSize());
   if (status.ok()) status = AgreeOn(memory.status(), **world);
   if (status.ok()) {

@@ -9,7 +9,7 @@ import termios
 import unittest
 
 import harness
-from harness import DEMO_MODEL, MALFORMED, OK, TOO_BIG, UNREADABLE, USAGE
+from harness import DEMO_MODEL, INTERNAL, MALFORMED, OK, TOO_BIG, UNREADABLE, USAGE
 
 SMALL = ('--dim', 64, '--layers', 1, '--heads', 2, '--kv-heads', 2, '--ffn', 64, '--vocab', 259)
 
@@ -189,7 +189,7 @@ class BadInputTest(harness.TestCase):
         path = harness.generate(self.scratch / 'model.gguf', '--dim', 64, '--layers', 1)
         absent, little = self.scratch / 'absent', ['--ram', '1M']
         self.refused(TOO_BIG, '-m', path, '-p', 'x', *little, names='does not fit')
-        for placement in ([], ['--tp', 2], ['--tp', 2, '--in-process']):
+        for placement in ([], ['--tp', 2, '--in-process']):
             with self.subTest(placement=placement):
                 self.refused(UNREADABLE, '-m', path, '-f', absent, *little, *placement, names=absent)
         self.refused(UNREADABLE, '-m', path, '--batch-file', absent, *little, names=absent)
@@ -200,6 +200,35 @@ class BadInputTest(harness.TestCase):
             result = harness.shoal('perplexity', '-m', path, '-c', 64, *sum(map(list, files.items()), []), *little)
             self.assertEqual(result.code, UNREADABLE, str(result))
             self.assertIn(str(absent), result.err)
+
+    def test_a_batch_is_refused_before_any_of_it_is_computed(self):
+        path = self.file(('one\n' + 'x' * 600 + '\n').encode(), 'prompts')
+        self.refused(USAGE, '-m', DEMO_MODEL, '--batch-file', path, '-n', 1, '--parallel', 1, names='prompt 2 has')
+
+    def test_perplexity_of_nothing(self):
+        for flags in (['-c', 2], ['-c', 64, '--chunks', 0], ['-c', 64, '--chunks', -2]):
+            result = harness.shoal('perplexity', '-m', DEMO_MODEL, '-f', harness.ROOT / 'README.md', *flags)
+            self.assertEqual((result.code, result.out), (USAGE, b''), str(result))
+            self.assertIn(f'{flags[-2]} {flags[-1]}', result.err)
+
+    def test_output_that_cannot_be_written(self):
+        text = harness.ROOT / 'README.md'
+        for args in (['run', '-p', 'x', '-n', '1'], ['inspect'], ['bench', '-p', '4', '-n', '0', '-r', '1'],
+                     ['perplexity', '-f', text, '-c', '64', '--chunks', '1']):
+            with self.subTest(args=args), open('/dev/full', 'wb') as full:
+                done = subprocess.run([harness.BINARY, *args], stdin=subprocess.DEVNULL, stdout=full,
+                                      stderr=subprocess.PIPE, timeout=60)
+                self.assertEqual(done.returncode, INTERNAL, done.stderr)
+                self.assertIn(b'to stdout', done.stderr)
+
+    def test_closed_stdout(self):
+        """What is opened next would be file 1: here the file that is saved."""
+        logits = self.scratch / 'logits'
+        args = ['perplexity', '-f', harness.ROOT / 'README.md', '-c', 64, '--chunks', 1, '--save-logits']
+        self.assert_ok(harness.shoal(*args, logits))
+        blind = self.scratch / 'blind'
+        self.assert_ok(harness.run('sh', '-c', 'exec "$0" "$@" >&- 2>&-', harness.BINARY, *args, blind))
+        self.assertEqual(blind.read_bytes(), logits.read_bytes())
 
     def test_a_failed_measurement_leaves_no_file(self):
         logits = self.scratch / 'logits'

@@ -20,7 +20,7 @@ STORIES = SHARED_DATA / 'stories260K' / 'stories260K-f32.gguf'
 SKIPPED = 77  # CTest shows it as "Skipped", so that a missing folder cannot look like a passed test
 
 # Exit codes of the binary; DESIGN.md and README.md name them.
-OK, USAGE, TOO_BIG, MALFORMED, UNREADABLE, UNAVAILABLE = 0, 2, 3, 65, 66, 69
+OK, USAGE, TOO_BIG, MALFORMED, UNREADABLE, UNAVAILABLE, INTERNAL, CONFIG = 0, 2, 3, 65, 66, 69, 70, 78
 
 
 @dataclasses.dataclass
