@@ -107,6 +107,7 @@ absl::StatusOr<int> ShardDirectory::FindRank(const WeightLayout& layout) const {
   std::string split;
   for (const double s : manifest_.split)
     absl::StrAppend(&split, split.empty() ? " --split " : ",", s);
+  if (split.empty() && manifest_.tp > 1) split = " without --split";
   return absl::FailedPreconditionError(
       absl::StrCat(dir_, " was cut for --tp ", manifest_.tp, " --pp ", manifest_.pp, split,
                    "; run it with these, or cut the model again with shoal shard"));

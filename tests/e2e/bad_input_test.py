@@ -221,13 +221,13 @@ class BadInputTest(harness.TestCase):
                 self.assertEqual(done.returncode, INTERNAL, done.stderr)
                 self.assertIn(b'to stdout', done.stderr)
 
-    def test_closed_stdout(self):
-        """What is opened next would be file 1: here the file that is saved."""
+    def test_closed_standard_files(self):
+        """What is opened next would take the numbers of the closed ones: here the file that is saved."""
         logits = self.scratch / 'logits'
         args = ['perplexity', '-f', harness.ROOT / 'README.md', '-c', 64, '--chunks', 1, '--save-logits']
         self.assert_ok(harness.shoal(*args, logits))
         blind = self.scratch / 'blind'
-        self.assert_ok(harness.run('sh', '-c', 'exec "$0" "$@" >&- 2>&-', harness.BINARY, *args, blind))
+        self.assert_ok(harness.run('sh', '-c', 'exec "$0" "$@" <&- >&- 2>&-', harness.BINARY, *args, blind))
         self.assertEqual(blind.read_bytes(), logits.read_bytes())
 
     def test_a_failed_measurement_leaves_no_file(self):
