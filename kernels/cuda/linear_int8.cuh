@@ -11,6 +11,11 @@ namespace shoal::cuda {
 inline constexpr int kInt8Warps = 8;
 inline constexpr int kInt8Step = 4;  // column blocks that a warp loads at once
 
+// Blocks that shall fit on an SM. Two keep 128 registers for a thread; where that spills, the
+// compiler is left alone.
+template <DType kType, int kTiles>
+inline constexpr int kInt8Blocks = kTiles == 1 && kType != DType::kQ6_K ? 2 : 1;
+
 // Integer sums start at these bits of a float, 1.5 * 2^23: as a float the sum then is that plus the
 // integer (below 2^22), and subtracting converts it in one instruction at full rate.
 inline constexpr int kMagicBits = 0x4B400000;
@@ -115,7 +120,7 @@ struct StepReader {
 
 // Block (rows, panel): blocks that run at the same time share the panel in the L2 cache.
 template <DType kType, int kTiles>
-__global__ void __launch_bounds__(32 * kInt8Warps, 2)
+__global__ void __launch_bounds__(32 * kInt8Warps, kInt8Blocks<kType, kTiles>)
     Int8Kernel(const __grid_constant__ Product p, const Int8Rows a) {
   const BlockRows block = RowsOfBlock(p.rows, blockIdx.x, 8 * kTiles);
   if (block.count <= 0) return;

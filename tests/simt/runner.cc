@@ -146,6 +146,7 @@ class Machine {
   Context host_;
   const std::function<void()>* body_ = nullptr;
   int threads_ = 0, done_ = 0, at_barrier_ = 0;
+  int at_warp_operation_[kThreadsMax / kWarp] = {};  // lanes of each warp
   size_t shared_bytes_ = 0;
   std::vector<StaticVariable> variables_;
   size_t static_bytes_ = 0;
@@ -285,6 +286,10 @@ void Machine::Meet(uint32_t mask, Site site, void* mine, Combine combine) {
   self->mask = mask;
   self->mine = mine;
   if ((mask >> lane & 1) == 0) FailHere("a lane calls a warp operation whose mask leaves it out");
+  if (++at_warp_operation_[first / kWarp] < __builtin_popcount(mask)) {
+    Next(&self->context);
+    return;
+  }
   void* all[kWarp] = {};
   for (int i = 0; i < kWarp; ++i) {
     if ((mask >> i & 1) == 0) continue;
@@ -297,6 +302,7 @@ void Machine::Meet(uint32_t mask, Site site, void* mine, Combine combine) {
     }
     all[i] = f.mine;
   }
+  at_warp_operation_[first / kWarp] -= __builtin_popcount(mask);
   combine(mask, all);
   for (int i = 0; i < kWarp; ++i) {
     if ((mask >> i & 1) != 0) Wake(fibers_[first + i].get());
@@ -357,6 +363,7 @@ void* Machine::StaticShared(const void* tag, size_t bytes) {
 void Machine::RunBlock(int threads) {
   threads_ = threads;
   done_ = at_barrier_ = 0;
+  std::fill(std::begin(at_warp_operation_), std::end(at_warp_operation_), 0);
   variables_.clear();
   static_bytes_ = 0;
 #if defined(SIMT_ASAN)

@@ -1,14 +1,23 @@
-#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <map>
 #include <mutex>
+#include <random>
+#include <set>
+#include <vector>
 
 #include "simt/api.h"
+#include "simt/runner.h"
 
-struct CUstream_st {};
+struct CUstream_st {
+  std::deque<std::function<void()>> work;
+};
 struct CUevent_st {
+  CUstream_st* stream = nullptr;  // of the last record
+  int recorded = 0, done = 0;     // records made, records passed
   std::chrono::steady_clock::time_point at;
 };
 
@@ -17,15 +26,63 @@ namespace {
 constexpr size_t kAlign = 256;  // what cudaMalloc promises
 constexpr int kVersion = 12040;
 
+// Work on a stream waits in its queue until somebody needs it, or until it is picked at random when
+// other work is enqueued: any order that streams and events allow may be the one that happens. One
+// lock for all: two OS threads never run device work at the same time.
 struct Device {
-  std::mutex mutex;
+  std::recursive_mutex mutex;
   size_t total = size_t{8} << 30;
   size_t used = 0;
   std::map<void*, size_t> allocations;
+  std::map<const char*, size_t> pinned;
+  std::set<cudaStream_t> streams;
+  std::minstd_rand random;
 };
 Device& TheDevice() {
-  static Device device;
-  return device;
+  static auto* device = new Device;  // outlives every stream
+  return *device;
+}
+using Lock = std::lock_guard<std::recursive_mutex>;
+
+void RunOne(cudaStream_t stream) {
+  const std::function<void()> work = std::move(stream->work.front());
+  stream->work.pop_front();
+  work();
+}
+void RunAll(cudaStream_t stream) {
+  while (!stream->work.empty()) RunOne(stream);
+}
+void RunUntil(cudaEvent_t event, int record) {
+  while (event->done < record) RunOne(event->stream);
+}
+void RunEverything() {
+  for (const cudaStream_t stream : TheDevice().streams) RunAll(stream);
+}
+
+// The default stream is in step with the host.
+void Enqueue(cudaStream_t stream, std::function<void()> work) {
+  const Lock lock(TheDevice().mutex);
+  if (stream == nullptr) {
+    RunEverything();
+    work();
+    return;
+  }
+  stream->work.push_back(std::move(work));
+  for (const cudaStream_t any : TheDevice().streams) {
+    for (auto n = TheDevice().random() % 3; n > 0 && !any->work.empty(); --n) RunOne(any);
+  }
+}
+
+bool IsPinned(const void* p, size_t bytes) {
+  const auto& pinned = TheDevice().pinned;
+  auto at = pinned.upper_bound(static_cast<const char*>(p));
+  if (at == pinned.begin()) return false;
+  --at;
+  return static_cast<const char*>(p) + bytes <= at->first + at->second;
+}
+void Pin(void* p, size_t bytes) {
+  const Lock lock(TheDevice().mutex);
+  TheDevice().pinned[static_cast<char*>(p)] = bytes;
 }
 
 thread_local cudaError_t last_error = cudaSuccess;
@@ -39,14 +96,28 @@ cudaError_t HostAllocate(void** p, size_t bytes) {
   if (posix_memalign(p, 4096, bytes == 0 ? 1 : bytes) != 0) {
     return Return(cudaErrorMemoryAllocation);
   }
+  Pin(*p, bytes);
   return cudaSuccess;
 }
 
 }  // namespace
 
 namespace simt {
+void EnqueueKernel(cudaStream_t stream, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
+                   std::function<void()> thread_body) {
+  if (stream == nullptr) {  // without the lock: tests launch from several threads
+    {
+      const Lock lock(TheDevice().mutex);
+      RunEverything();
+    }
+    Run(grid, block, dynamic_shared_bytes, thread_body);
+    return;
+  }
+  Enqueue(stream, [=] { Run(grid, block, dynamic_shared_bytes, thread_body); });
+}
+
 void SetDeviceMemory(size_t bytes) {
-  const std::lock_guard<std::mutex> lock(TheDevice().mutex);
+  const Lock lock(TheDevice().mutex);
   TheDevice().total = bytes;
 }
 }  // namespace simt
@@ -143,9 +214,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   }
   return Return(cudaErrorInvalidValue);
 }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() {
+  const Lock lock(TheDevice().mutex);
+  RunEverything();
+  return cudaSuccess;
+}
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  const std::lock_guard<std::mutex> lock(TheDevice().mutex);
+  const Lock lock(TheDevice().mutex);
   *total = TheDevice().total;
   *free = TheDevice().total - TheDevice().used;
   return cudaSuccess;
@@ -154,7 +229,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 cudaError_t cudaMalloc(void** p, size_t bytes) {
   *p = nullptr;
   Device& device = TheDevice();
-  const std::lock_guard<std::mutex> lock(device.mutex);
+  const Lock lock(device.mutex);
   if (bytes > device.total - device.used) return Return(cudaErrorMemoryAllocation);
   if (bytes == 0) return cudaSuccess;
   if (posix_memalign(p, kAlign, bytes) != 0) return Return(cudaErrorMemoryAllocation);
@@ -168,9 +243,10 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
 cudaError_t cudaFree(void* p) {
   if (p == nullptr) return cudaSuccess;
   Device& device = TheDevice();
-  const std::lock_guard<std::mutex> lock(device.mutex);
+  const Lock lock(device.mutex);
   const auto at = device.allocations.find(p);
   if (at == device.allocations.end()) return Return(cudaErrorInvalidValue);
+  RunEverything();
   device.used -= at->second;
   device.allocations.erase(at);
   std::free(p);
@@ -179,63 +255,131 @@ cudaError_t cudaFree(void* p) {
 cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return HostAllocate(p, bytes); }
 cudaError_t cudaMallocHost(void** p, size_t bytes) { return HostAllocate(p, bytes); }
 cudaError_t cudaFreeHost(void* p) {
+  const Lock lock(TheDevice().mutex);
+  RunEverything();
+  TheDevice().pinned.erase(static_cast<char*>(p));
   std::free(p);
   return cudaSuccess;
 }
-cudaError_t cudaHostRegister(void*, size_t, unsigned) { return cudaSuccess; }
-cudaError_t cudaHostUnregister(void*) { return cudaSuccess; }
-
-cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  if (bytes > 0) std::memcpy(to, from, bytes);
+cudaError_t cudaHostRegister(void* p, size_t bytes, unsigned) {
+  Pin(p, bytes);
   return cudaSuccess;
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t) {
-  return cudaMemcpy(to, from, bytes, kind);
+cudaError_t cudaHostUnregister(void* p) {
+  const Lock lock(TheDevice().mutex);
+  RunEverything();
+  TheDevice().pinned.erase(static_cast<char*>(p));
+  return cudaSuccess;
 }
+
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
-                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t) {
-  for (size_t i = 0; i < height && width > 0; ++i) {
-    std::memcpy(static_cast<char*>(to) + i * to_pitch,
-                static_cast<const char*>(from) + i * from_pitch, width);
+                              size_t width, size_t height, cudaMemcpyKind kind,
+                              cudaStream_t stream) {
+  if (width == 0 || height == 0) return cudaSuccess;
+  const Lock lock(TheDevice().mutex);
+  const auto copy = [=](const char* source) {
+    for (size_t i = 0; i < height; ++i) {
+      std::memcpy(static_cast<char*>(to) + i * to_pitch, source + i * from_pitch, width);
+    }
+  };
+  const auto* source = static_cast<const char*>(from);
+  const size_t from_bytes = (height - 1) * from_pitch + width;
+  if (kind == cudaMemcpyHostToDevice && !IsPinned(from, from_bytes)) {
+    // Pageable memory is read before the call returns.
+    Enqueue(stream, [copy, staged = std::vector<char>(source, source + from_bytes)] {
+      copy(staged.data());
+    });
+    return cudaSuccess;
+  }
+  Enqueue(stream, [copy, source] { copy(source); });
+  if (kind == cudaMemcpyDeviceToHost && !IsPinned(to, (height - 1) * to_pitch + width)) {
+    return cudaStreamSynchronize(stream);  // and pageable memory is written before it does
   }
   return cudaSuccess;
 }
-cudaError_t cudaMemset(void* p, int value, size_t bytes) {
-  if (bytes > 0) std::memset(p, value, bytes);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
+}
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
+  if (bytes > 0) Enqueue(stream, [=] { std::memset(p, value, bytes); });
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
-  return cudaMemset(p, value, bytes);
+cudaError_t cudaMemset(void* p, int value, size_t bytes) {
+  return cudaMemsetAsync(p, value, bytes, nullptr);
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  const Lock lock(TheDevice().mutex);
   *stream = new CUstream_st;
+  TheDevice().streams.insert(*stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, 0); }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const Lock lock(TheDevice().mutex);
+  RunAll(stream);
+  TheDevice().streams.erase(stream);
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const Lock lock(TheDevice().mutex);
+  if (stream == nullptr) {
+    RunEverything();
+  } else {
+    RunAll(stream);
+  }
+  return cudaSuccess;
+}
+// Whoever polls must see progress.
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  const Lock lock(TheDevice().mutex);
+  if (stream == nullptr || stream->work.empty()) return cudaSuccess;
+  RunOne(stream);
+  return cudaErrorNotReady;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  const Lock lock(TheDevice().mutex);
+  Enqueue(stream, [event, record = event->recorded] { RunUntil(event, record); });
+  return cudaSuccess;
+}
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = new CUevent_st;
   return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  const Lock lock(TheDevice().mutex);
+  RunEverything();
   delete event;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-  event->at = std::chrono::steady_clock::now();
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const Lock lock(TheDevice().mutex);
+  if (event->stream != stream) RunUntil(event, event->recorded);
+  event->stream = stream;
+  ++event->recorded;
+  Enqueue(stream, [event, record = event->recorded] {
+    event->done = record;
+    event->at = std::chrono::steady_clock::now();
+  });
   return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  const Lock lock(TheDevice().mutex);
+  RunUntil(event, event->recorded);
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const Lock lock(TheDevice().mutex);
+  if (event->done == event->recorded) return cudaSuccess;
+  RunOne(event->stream);
+  return cudaErrorNotReady;
+}
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->at - begin->at).count();
   return cudaSuccess;

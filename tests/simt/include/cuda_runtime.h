@@ -30,7 +30,10 @@ inline float __int_as_float(int v) { return simt::BitCast<float>(v); }
 inline int __float_as_int(float v) { return simt::BitCast<int>(v); }
 inline float __uint_as_float(unsigned v) { return simt::BitCast<float>(v); }
 inline unsigned __float_as_uint(float v) { return simt::BitCast<unsigned>(v); }
-inline int __float2int_rn(float v) { return static_cast<int>(std::nearbyint(v)); }
+inline int __float2int_rn(float v) {  // NaN gives 0, what does not fit the nearest that does
+  if (!(v > -2147483648.0f)) return v != v ? 0 : INT32_MIN;
+  return v >= 2147483648.0f ? INT32_MAX : static_cast<int>(std::nearbyint(v));
+}
 inline float __int2float_rn(int v) { return static_cast<float>(v); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }

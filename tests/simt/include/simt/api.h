@@ -1,8 +1,11 @@
-// The part of the CUDA runtime API that shoal calls, over host memory. One device, one OS thread's
-// view: calls take effect when they are made, which is one of the orders that streams allow.
+// The part of the CUDA runtime API that shoal calls, over host memory, for one device. Work on a
+// stream is done late or early, by chance, within what streams and events allow, so a missing wait
+// shows; work on the default stream is done at once. What a kernel does wrong is thrown
+// (simt::Error) by the call that happens to run it.
 #pragma once
 
 #include <cstddef>
+#include <functional>
 
 #include "simt/types.h"
 
@@ -116,6 +119,8 @@ cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
 }
 
 namespace simt {
+void EnqueueKernel(cudaStream_t stream, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
+                   std::function<void()> thread_body);
 // Memory of the pretended device, for tests of what happens when it runs out. Set before use.
 void SetDeviceMemory(size_t bytes);
 }  // namespace simt

@@ -177,9 +177,10 @@ inline T& StaticShared() {
 }
 
 template <typename... Params, typename... Args>
-void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
-            const Args&... args) {
-  simt::Run(grid, block, shared_bytes, [&] { kernel(static_cast<Params>(args)...); });
+void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, const Args&... args) {
+  simt::EnqueueKernel(stream, grid, block, shared_bytes,
+                      [kernel, ... copy = static_cast<Params>(args)] { kernel(copy...); });
 }
 
 }  // namespace shoal::cuda
