@@ -17,33 +17,10 @@
 #include "comm/communicator.h"
 #include "comm/group.h"
 #include "tests/comm/all_reduce_check.h"
+#include "tests/comm/require.h"
 
 namespace shoal {
 namespace {
-
-int ExitCode(const absl::Status& status) {
-  if (status.ok()) return 1;  // a call worked that must not
-  if (status.code() == absl::StatusCode::kDataLoss) return 65;
-  return status.code() == absl::StatusCode::kUnavailable ? 69 : 1;
-}
-
-#define REQUIRE_OK(expr)                                                                          \
-  do {                                                                                            \
-    const absl::Status require_status = (expr);                                                   \
-    if (!require_status.ok()) {                                                                   \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, require_status.ToString().c_str()); \
-      return ExitCode(require_status);                                                            \
-    }                                                                                             \
-  } while (false)
-
-#define REQUIRE(condition, text)                                              \
-  do {                                                                        \
-    if (!(condition)) {                                                       \
-      std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #condition, \
-                   std::string(text).c_str());                                \
-      return 1;                                                               \
-    }                                                                         \
-  } while (false)
 
 int AllReduces(Communicator& comm) {
   auto& group = dynamic_cast<GroupCommunicator&>(comm);
