@@ -1,8 +1,9 @@
 // Prefill products with AMX bf16 tiles.
 //
-// A group of up to 32 panels is unpacked, 512 columns at a time, to tiles of 16 rows x 32 columns
-// in L2; 32 activation rows of those columns (32 KiB, in L1) then meet all of the panels, so that
-// per 4 tile products one pair of tiles comes from L1 and one from L2.
+// A group of up to 16 panels is unpacked, 256 columns at a time, to tiles of 16 rows x 32 columns
+// in L2; 32 activation rows of those columns (16 KiB, in L1) then meet all of the panels, so that
+// per 4 tile products one pair of tiles comes from L1 and one from L2. Blocks of 512 columns fill
+// L1 and are a fifth slower.
 #include <immintrin.h>
 
 #include "kernels/cpu/linear_kernels.h"

@@ -45,11 +45,11 @@ struct Bf16Operand {
   const uint16_t* data = nullptr;  // at the first row to multiply
   int64_t row_stride = 0;          // rows between column blocks
 };
-// Most panels of one call. Their unpacked block (512 KiB) and sums (1 MiB for all rows) fit in L2;
-// the activations come from further away, and 32 panels make 512 products of each that is read.
-inline constexpr int kBf16Panels = 32;
+// Most panels of one call. Their unpacked block (128 KiB) and sums (512 KiB for all rows) stay in
+// L2; the activations come from further away, and 16 panels make 256 products of each that is read.
+inline constexpr int kBf16Panels = 16;
 inline constexpr int kBf16Rows = 512;       // most rows of one call
-inline constexpr int kBf16BlockCols = 512;  // columns unpacked at a time
+inline constexpr int kBf16BlockCols = 256;  // columns unpacked at a time
 // Bytes of scratch one thread needs: unpacked weights.
 inline constexpr int64_t kBf16ScratchBytes =
     int64_t{kBf16Panels} * kPanelRows * kBf16BlockCols * sizeof(uint16_t);
