@@ -7,7 +7,9 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/attention_ops.h"
 #include "kernels/cuda/linear_ops.h"
+#include "kernels/cuda/row_ops.h"
 
 struct CUstream_st;
 

@@ -1,0 +1,36 @@
+// Attention and the writes to its cache. See ops.h.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/batch_plan.h"
+
+struct CUstream_st;
+
+namespace shoal::cuda {
+
+using Stream = CUstream_st*;
+
+// Attention (attention.cu, attention_prefill.cu). Arguments as those of the Backend methods, with
+// device pointers in them; the segments come as a plan (planner.h). Rows of no segment are left
+// alone.
+
+// args.rope is read here, on the host.
+void QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer& kv,
+                const BatchPlan& plan, Stream stream);
+
+// What PlanOptions::prefill_tile shall be on a device whose blocks may have `max_shared_bytes` of
+// shared memory (cudaDevAttrMaxSharedMemoryPerBlockOptin). 0 for an f32 cache, whose users want
+// every bit.
+int PrefillTile(const KvShape& kv, int64_t max_shared_bytes);
+
+// Partial results of `items` splits, aligned to 16.
+int64_t AttentionWorkspaceBytes(int q_heads, int head_dim, int items);
+
+// `workspace` holds what the plan's PlanOptions::partial_items need.
+void Attention(const float* q, int64_t q_stride, const AttentionShape& shape, const KvLayer& kv,
+               const BatchPlan& plan, uint8_t* workspace, float* out, int64_t out_stride,
+               Stream stream);
+
+}  // namespace shoal::cuda

@@ -1,0 +1,56 @@
+// Turns the segments of a batch into the lists that the attention kernels walk.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/batch_plan.h"
+
+namespace shoal::cuda {
+
+struct PlanOptions {
+  // Query vectors of a prefill tile (PrefillTile() of attention_ops.h); 0: a prompt's rows take the
+  // decode kernel.
+  int prefill_tile = 0;
+  // Splits whose partial results the workspace holds; at least those of one row.
+  int partial_items = 0;
+};
+
+// Not thread-safe. Allocates nothing after its construction.
+class Planner {
+ public:
+  explicit Planner(const Backend::Limits& limits);
+
+  // Most bytes of a plan.
+  int64_t MaxBytes() const { return layout_.bytes; }
+  // Bytes of a plan that are worth an upload: [0, UsedBytes()) after Build.
+  int64_t UsedBytes() const { return used_; }
+
+  // Writes the lists to `host`, to be copied to `device`; both hold MaxBytes(), aligned to 16. The
+  // passes live in the planner until the next call. REQUIRES: segments that fit the limits.
+  BatchPlan Build(absl::Span<const Segment> segments, const AttentionShape& shape,
+                  const PlanOptions& options, uint8_t* host, uint8_t* device);
+
+ private:
+  // Offsets in bytes; the decode items follow on the tables.
+  struct Layout {
+    int64_t rows, segments, decode_rows, prefill_items, tables, bytes;
+  };
+  struct Lists;
+  static Layout MakeLayout(const Backend::Limits& limits);
+  void AddDecodeRow(const Lists& lists, int row, int pos, int partial_items);
+  void AddTiles(const Lists& lists, absl::Span<const Segment> segments, const AttentionShape& shape,
+                const PlanOptions& options);
+
+  Backend::Limits limits_;
+  Layout layout_;
+  std::vector<DecodePass> passes_;
+  int32_t decode_rows_ = 0;
+  int32_t decode_items_ = 0;
+  int32_t prefill_items_ = 0;
+  int64_t used_ = 0;
+};
+
+}  // namespace shoal::cuda

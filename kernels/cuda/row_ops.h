@@ -1,0 +1,60 @@
+// Operations on rows, and the reduction of logits. See ops.h.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/backend.h"
+#include "kernels/packed_matrix.h"
+
+struct CUstream_st;
+
+namespace shoal::cuda {
+
+using Stream = CUstream_st*;
+
+// ---- Rows (elementwise.cu). As the Backend methods of the same names; ids and RouterArgs::logits
+// are device memory too.
+
+void RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows, int cols,
+             float* out, int64_t out_stride, Stream stream);
+// x += y over [rows, cols]
+void Add(float* x, int64_t x_stride, const float* y, int64_t y_stride, int rows, int cols,
+         Stream stream);
+// out[i] = row ids[i] of table, zeros where ids[i] < 0. ids must be rows of the table.
+void Embed(const PackedMatrix& table, const int32_t* ids, int n, float* out, Stream stream);
+void Route(const RouterArgs& args, int rows, int32_t* ids, float* weights, Stream stream);
+
+// ---- Logits (logits.cu)
+
+inline constexpr int kLogitChunk = 4096;  // logits that one block reduces
+inline constexpr int kMaxLogitCandidates = 1024;
+
+struct LogitRequest {
+  float scale = 1;      // 1 / temperature
+  int32_t target = -1;  // a row of the shard, or -1
+};
+struct LogitSummary {
+  double log_sum_exp = 0;  // of scale * logit; 0 when scale is 0
+  float target_logit = 0;  // -infinity without a target
+};
+struct LogitCandidate {
+  int32_t token = -1;  // -1: the shard has fewer
+  float logit = 0;
+};
+
+struct LogitArgs {
+  const float* logits = nullptr;  // [rows, stride]
+  int64_t stride = 0;
+  int rows = 0;
+  int vocab = 0;                           // of the shard
+  int first_token = 0;                     // token of column 0
+  const LogitRequest* requests = nullptr;  // [rows]
+  int candidates = 0;                      // for each row, at most kMaxLogitCandidates
+  uint8_t* workspace = nullptr;            // LogitWorkspaceBytes, aligned to 16
+};
+int64_t LogitWorkspaceBytes(int rows, int vocab, int candidates);
+// best [rows, candidates]: the best first, among equals the lower token; NaNs are left out.
+void ReduceLogits(const LogitArgs& args, LogitSummary* summaries, LogitCandidate* best,
+                  Stream stream);
+
+}  // namespace shoal::cuda
