@@ -18,7 +18,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "kernels/buffer.h"
+#include "kernels/copy_engine.h"
 #include "kernels/device_memory.h"
 #include "kernels/packed_matrix.h"
 
@@ -162,6 +162,8 @@ class Backend {
   // ---- Memory. The defaults are those of a device that works in host memory.
 
   virtual bool shares_host_memory() const { return true; }
+  // What a device with memory of its own has left, for budgets.
+  virtual int64_t FreeBytes() const { return 0; }
   // kResourceExhausted with the sizes when there is too little.
   virtual absl::StatusOr<DeviceMemory> Allocate(int64_t bytes);
   // Host memory that is fast to copy to and from the device.
@@ -174,10 +176,17 @@ class Backend {
   virtual const void* OnHost(const void* data, int64_t bytes);
   // Where ops can read host data: `data` itself, or a copy that lives until the next call.
   virtual const void* OnDevice(const void* data, int64_t bytes);
+  // What moves weights to a device's own memory beside the ops; null where there is nothing to
+  // move.
+  virtual CopyEngine* copies() { return nullptr; }
   // kUnavailable when the device failed in one of the ops before: their results are garbage.
   virtual absl::Status Check() { return absl::OkStatus(); }
 
   // ---- Ops
+
+  // The segments that the ops are given from now on are those of another batch. Between two calls
+  // they are all the same, so that a device is told of them once.
+  virtual void BeginBatch() {}
 
   // out[i] = row ids[i] of table, zeros where ids[i] < 0 (another rank's row). out is [n,
   // table.cols].

@@ -216,6 +216,7 @@ absl::Status Model::PrepareRuns(const Batch& batch) {
                      " decode) was sent to a model made for ", limits_.rows));
   }
   SHOAL_RETURN_IF_ERROR(kv_.Apply(batch.table));
+  backend_.BeginBatch();
   rows_ = {batch.decode_rows, batch.rows() - batch.decode_rows};
   segments_.clear();
   for (const Batch::Run& run : batch.runs) {
@@ -231,9 +232,15 @@ absl::Status Model::PrepareRuns(const Batch& batch) {
 
 void Model::KeepLogitRows(const Batch& batch) {
   kept_.resize(batch.logits.size() * config_.dim);
-  for (size_t i = 0; i < batch.logits.size(); ++i) {
+  const int64_t row_bytes = config_.dim * static_cast<int64_t>(sizeof(float));
+  size_t n = 0;
+  for (size_t i = 0; i < batch.logits.size(); i += n) {  // rows side by side in one copy
+    for (n = 1; i + n < batch.logits.size() &&
+                batch.logits[i + n].row == batch.logits[i].row + static_cast<int32_t>(n);) {
+      ++n;
+    }
     backend_.Copy(&kept_[i * config_.dim], x_ + int64_t{batch.logits[i].row} * config_.dim,
-                  config_.dim * static_cast<int64_t>(sizeof(float)));
+                  static_cast<int64_t>(n) * row_bytes);
   }
 }
 

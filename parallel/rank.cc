@@ -10,6 +10,7 @@
 #include "kernels/check.h"
 #include "kernels/status_macros.h"
 #include "offload/memory_budget.h"
+#include "shard/device_store.h"
 #include "shard/placement.h"
 
 namespace shoal {
@@ -18,6 +19,8 @@ namespace {
 constexpr int kResultTag = 2;
 constexpr int kLogitSlice = 32;  // rows of one product with the head: bounds the logits' memory
 constexpr int kDefaultContext = 4096;
+// Of a device's free memory that is left alone: code of kernels, staging, what other programs take.
+constexpr int64_t kDeviceMargin = int64_t{256} << 20;
 constexpr int kMaxSequences = 4096;
 
 // Bytes of the result of one row from a shard of `vocab` tokens.
@@ -144,13 +147,16 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
   rank->mesh_ = std::make_unique<Mesh>(std::move(mesh));
   const RankPlan& plan = rank->mesh_->plan();
 
-  SHOAL_ASSIGN_OR_RETURN(rank->backend_, MakeCpuBackend(options.cpu));
+  SHOAL_ASSIGN_OR_RETURN(
+      rank->backend_, options.make_backend ? options.make_backend() : MakeCpuBackend(options.cpu));
   SHOAL_RETURN_IF_ERROR(rank->mesh_->UseMemoryOf(*rank->backend_));
   SHOAL_ASSIGN_OR_RETURN(rank->memory_,
                          MemoryNeeded(checkpoint, config, options, plan, *rank->backend_));
   SHOAL_ASSIGN_OR_RETURN(rank->layout_, MakeWeightLayout(checkpoint, config, plan));
 
-  SHOAL_RETURN_IF_ERROR(rank->LoadWeights(checkpoint, progress));
+  SHOAL_RETURN_IF_ERROR(rank->backend_->shares_host_memory()
+                            ? rank->LoadWeights(checkpoint, progress)
+                            : rank->LoadDeviceWeights(checkpoint, progress));
 
   const int blocks_per_slot = (options.context + kKvBlockTokens - 1) / kKvBlockTokens;
   SHOAL_ASSIGN_OR_RETURN(KvCache kv,
@@ -166,34 +172,58 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
   return rank;
 }
 
-// Places the weights in what the rest leaves of the rank's memory, and opens them there.
-absl::Status Rank::LoadWeights(const Checkpoint& checkpoint, const Progress& progress) {
+absl::Status Rank::DoesNotFit(int64_t budget, int64_t least, const char* flag) const {
   const int64_t others = memory_.kv + memory_.workspace;
-  const int64_t budget =
-      options_.memory > 0 ? options_.memory - others : std::numeric_limits<int64_t>::max();
-  const absl::StatusOr<Placement> placement = PlaceWeights(layout_, config_, budget, options_.rows);
-  if (!placement.ok()) {
-    const int64_t least = LeastWeightBytes(layout_, config_, options_.rows);
-    const int64_t token_bytes = memory_.kv / std::max(1, KvBlocks(options_) * kKvBlockTokens);
-    const int64_t tokens =
-        (options_.memory - memory_.workspace - least) / std::max<int64_t>(1, token_bytes);
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "this does not fit in the ", FormatBytes(options_.memory),
-        " that the rank may take:\n  weights    ", FormatBytes(least), " at least, streamed (",
-        FormatBytes(layout_.bytes), " in all)\n  KV cache   ", FormatBytes(memory_.kv), " (",
-        options_.kv_tokens, " tokens)\n  workspace  ", FormatBytes(memory_.workspace),
-        " (batches of ", options_.rows, ")\n  together   ", FormatBytes(least + others), "\n",
-        tokens >= kKvBlockTokens
-            ? absl::StrCat("a context of ", tokens / options_.sequences, " tokens (-c) would fit")
-            : absl::StrCat("give it ", FormatBytes(least + others - options_.memory),
-                           " more (--ram), or try a smaller batch (-b) and context (-c)")));
-  }
+  const int64_t token_bytes = memory_.kv / std::max(1, KvBlocks(options_) * kKvBlockTokens);
+  const int64_t tokens = (budget - memory_.workspace - least) / std::max<int64_t>(1, token_bytes);
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "this does not fit in the ", FormatBytes(budget), " that the rank may take:\n  weights    ",
+      FormatBytes(least), " at least, streamed (", FormatBytes(layout_.bytes),
+      " in all)\n  KV cache   ", FormatBytes(memory_.kv), " (", options_.kv_tokens,
+      " tokens)\n  workspace  ", FormatBytes(memory_.workspace), " (batches of ", options_.rows,
+      ")\n  together   ", FormatBytes(least + others), "\n",
+      tokens >= kKvBlockTokens
+          ? absl::StrCat("a context of ", tokens / options_.sequences, " tokens (-c) would fit")
+          : absl::StrCat("give it ", FormatBytes(least + others - budget), " more (", flag,
+                         "), or try a smaller batch (-b) and context (-c)")));
+}
+
+WeightStoreOptions Rank::StoreOptions(const Progress& progress) const {
   WeightStoreOptions store;
   store.threads = std::max(1, options_.cpu.threads);
   store.progress = progress;
-  SHOAL_ASSIGN_OR_RETURN(weights_, OpenWeights(checkpoint, layout_, *placement, store));
+  return store;
+}
+
+// Places the weights in what the rest leaves of the rank's memory, and opens them there.
+absl::Status Rank::LoadWeights(const Checkpoint& checkpoint, const Progress& progress) {
+  const int64_t budget = options_.memory > 0 ? options_.memory - memory_.kv - memory_.workspace
+                                             : std::numeric_limits<int64_t>::max();
+  const absl::StatusOr<Placement> placement = PlaceWeights(layout_, config_, budget, options_.rows);
+  if (!placement.ok()) {
+    return DoesNotFit(options_.memory, LeastWeightBytes(layout_, config_, options_.rows), "--ram");
+  }
+  SHOAL_ASSIGN_OR_RETURN(weights_,
+                         OpenWeights(checkpoint, layout_, *placement, StoreOptions(progress)));
   memory_.weights = placement->held_bytes;
   memory_.streamed = placement->bytes_per_token();
+  return absl::OkStatus();
+}
+
+// The same on a device with memory of its own; what does not fit there is streamed from the host's.
+absl::Status Rank::LoadDeviceWeights(const Checkpoint& checkpoint, const Progress& progress) {
+  const int64_t free = backend_->FreeBytes() - kDeviceMargin;
+  const int64_t all = options_.device_memory > 0 ? std::min(options_.device_memory, free) : free;
+  const int64_t host = options_.memory > 0 ? options_.memory : std::numeric_limits<int64_t>::max();
+  const int64_t budget = all - memory_.kv - memory_.workspace;
+  const int64_t least = LeastDeviceBytes(layout_, config_, options_.rows);
+  if (budget < least) return DoesNotFit(all, least, "--vram");
+  SHOAL_ASSIGN_OR_RETURN(const DevicePlacement placement,
+                         PlaceOnDevice(layout_, config_, budget, host, options_.rows));
+  SHOAL_ASSIGN_OR_RETURN(weights_, OpenDeviceWeights(checkpoint, layout_, placement, *backend_,
+                                                     StoreOptions(progress)));
+  memory_.weights = placement.device_bytes;
+  memory_.streamed = placement.device.bytes_per_token();
   return absl::OkStatus();
 }
 

@@ -37,6 +37,9 @@ struct EngineOptions {
   bool prefix_cache = true;
   int64_t memory = 0;  // bytes for all that the rank holds; 0: no limit, nothing is streamed
   CpuOptions cpu;
+  // Makes the rank's device, on the rank's thread; null: the CPU with the options above.
+  std::function<absl::StatusOr<std::unique_ptr<Backend>>()> make_backend;
+  int64_t device_memory = 0;  // bytes of a device with its own memory; 0: what is free there
 };
 
 // Options with every default filled in and checked against the model (kInvalidArgument: say what
@@ -98,6 +101,9 @@ class Rank {
  private:
   Rank() = default;
   absl::Status LoadWeights(const Checkpoint& checkpoint, const Progress& progress);
+  absl::Status LoadDeviceWeights(const Checkpoint& checkpoint, const Progress& progress);
+  WeightStoreOptions StoreOptions(const Progress& progress) const;
+  absl::Status DoesNotFit(int64_t budget, int64_t least, const char* flag) const;
   absl::StatusOr<std::vector<uint8_t>> ComputeResults(const Batch& batch);
   absl::StatusOr<std::vector<ShardRow>> DecodeResults(const Batch& batch,
                                                       const std::vector<uint8_t>& bytes,

@@ -36,16 +36,17 @@ absl::StatusOr<WeightStore> LoadEverything(const Checkpoint& checkpoint, const W
   return store;
 }
 
-std::vector<StreamUnit> StreamUnits(const WeightLayout& layout, const Placement& placement) {
-  std::vector<StreamUnit> units;
+std::vector<StreamUnit> StreamUnits(const WeightLayout& layout, const Placement& placement,
+                                    const std::vector<bool>& skip) {
+  std::vector<StreamUnit> units(layout.units.size());
   for (size_t i = 0; i < layout.units.size(); ++i) {
+    if (!skip.empty() && skip[i]) continue;  // resident, without a byte
     const WeightUnit& u = layout.units[i];
-    StreamUnit s;
+    StreamUnit& s = units[i];
     s.tier = placement.tiers[i];
     s.bytes = u.bytes;
     s.file_offset = kShardDataOffset + u.offset;
     if (u.kind == WeightUnit::Kind::kEmbedding) s.panel_bytes = u.extents[0].shape.panel_bytes();
-    units.push_back(s);
   }
   return units;
 }
@@ -70,10 +71,11 @@ absl::StatusOr<WeightStore> OpenWeights(const Checkpoint& checkpoint, const Weig
   const auto* directory = dynamic_cast<const ShardDirectory*>(&checkpoint);
   const bool all_resident = std::all_of(placement.tiers.begin(), placement.tiers.end(),
                                         [](Tier t) { return t == Tier::kResident; });
-  if (directory == nullptr && all_resident) return LoadEverything(checkpoint, layout, options);
+  if (directory == nullptr && all_resident && options.skip.empty())
+    return LoadEverything(checkpoint, layout, options);
 
   StreamerOptions s;
-  s.units = StreamUnits(layout, placement);
+  s.units = StreamUnits(layout, placement, options.skip);
   s.cycle = placement.cycle;
   s.ring_bytes = placement.ring_bytes;
   s.expert_slots = placement.expert_slots;

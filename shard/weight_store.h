@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "offload/weight_source.h"
@@ -20,6 +21,9 @@ struct WeightStoreOptions {
   int threads = 1;          // that load what stays, and repack what is streamed from a GGUF
   AsyncFile::Options file;  // engine, and faults for tests
   std::function<void(int64_t done, int64_t total)> progress;
+  // Units that are never asked for, as they are on a device; empty: none. They are neither read nor
+  // given memory.
+  std::vector<bool> skip;
 };
 
 // Owned by the rank; used by its engine thread.

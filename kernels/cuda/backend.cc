@@ -1,0 +1,200 @@
+#include "kernels/cuda/backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/status_macros.h"
+
+namespace shoal::cuda {
+namespace {
+
+// Splits of decode rows whose partial results are held at once; more run in several passes.
+constexpr int64_t kPartialItems = 2048;
+
+int64_t PartialItems(const Backend::Limits& l) {
+  const int64_t of_one_row = l.context / kSplitTokens + 1;
+  return std::max(of_one_row, std::min(of_one_row * l.rows, kPartialItems));
+}
+
+int64_t AttentionBytes(const Backend::Limits& l) {
+  return AttentionWorkspaceBytes(l.heads, l.head_dim, static_cast<int>(PartialItems(l)));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(int device) {
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<GpuInfo> gpus, ListGpus());
+  if (device < 0 || device >= static_cast<int>(gpus.size())) {
+    return absl::UnavailableError(absl::StrCat("there is no GPU ", device, ": this process sees ",
+                                               gpus.size(), ", counted from 0"));
+  }
+  SHOAL_RETURN_IF_ERROR(ToStatus(cudaSetDevice(device), "choosing a GPU"));
+  int shared = 0;
+  SHOAL_RETURN_IF_ERROR(
+      ToStatus(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+               "asking for shared memory"));
+  SHOAL_ASSIGN_OR_RETURN(OwnedStream stream, OwnedStream::Create());
+  SHOAL_ASSIGN_OR_RETURN(CudaCopies copies, CudaCopies::Create(stream.get()));
+  return std::unique_ptr<CudaBackend>(
+      new CudaBackend(gpus[device], shared, std::move(stream), std::move(copies)));
+}
+
+CudaBackend::CudaBackend(const GpuInfo& info, int64_t max_shared_bytes, OwnedStream stream,
+                         CudaCopies copies)
+    : info_(info),
+      max_shared_bytes_(max_shared_bytes),
+      stream_(std::move(stream)),
+      copies_(std::move(copies)),
+      linear_(info.major >= 8) {}
+
+CudaBackend::~CudaBackend() { cudaStreamSynchronize(stream_.get()); }
+
+std::string CudaBackend::Describe() const {
+  return absl::StrCat("cuda:", info_.index, " ", info_.name, " (sm_", info_.major, info_.minor,
+                      ")");
+}
+
+absl::Status CudaBackend::Reserve(const Limits& limits) {
+  SHOAL_CHECK(limits.rows > 0 && limits.cols > 0 && limits.out_rows > 0 && limits.heads > 0 &&
+                  limits.head_dim > 0 && limits.context > 0,
+              "Limits must be positive");
+  SHOAL_CHECK(limits_.rows == 0, "Reserve is called once");
+  SHOAL_ASSIGN_OR_RETURN(linear_workspace_, Allocate(LinearEngine::WorkspaceBytes(limits)));
+  SHOAL_ASSIGN_OR_RETURN(attention_workspace_, Allocate(AttentionBytes(limits)));
+  planner_.emplace(limits);
+  SHOAL_ASSIGN_OR_RETURN(plan_upload_, Upload::Create(planner_->MaxBytes()));
+  SHOAL_ASSIGN_OR_RETURN(ids_upload_,
+                         Upload::Create(limits.rows * static_cast<int64_t>(sizeof(int32_t))));
+  linear_.SetWorkspace(limits, linear_workspace_.data());
+  limits_ = limits;
+  return absl::OkStatus();
+}
+
+int64_t CudaBackend::WorkspaceBytes(const Limits& limits) const {
+  return LinearEngine::WorkspaceBytes(limits) + AttentionBytes(limits) +
+         Planner(limits).MaxBytes() + limits.rows * static_cast<int64_t>(sizeof(int32_t));
+}
+
+int64_t CudaBackend::FreeBytes() const {
+  size_t free = 0, total = 0;
+  return cudaMemGetInfo(&free, &total) == cudaSuccess ? static_cast<int64_t>(free) : 0;
+}
+
+void CudaBackend::Copy(void* to, const void* from, int64_t bytes) {
+  if (bytes == 0 || to == from) return;
+  Keep(ToStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_.get()), "copying"));
+  Keep(ToStatus(cudaStreamSynchronize(stream_.get()), "waiting for the GPU"));
+}
+
+uint8_t* CudaBackend::Grow(DeviceMemory& memory, int64_t bytes, bool pinned) {
+  if (bytes <= memory.size()) return memory.data();
+  // What is enqueued may still use the old one.
+  Keep(ToStatus(cudaStreamSynchronize(stream_.get()), "waiting for the GPU"));
+  memory = DeviceMemory();
+  absl::StatusOr<DeviceMemory> grown = pinned ? AllocatePinned(bytes) : AllocateDevice(bytes);
+  Keep(grown.status());
+  if (!grown.ok()) return nullptr;
+  memory = *std::move(grown);
+  return memory.data();
+}
+
+const void* CudaBackend::OnHost(const void* data, int64_t bytes) {
+  uint8_t* const host = Grow(on_host_, bytes, true);
+  SHOAL_CHECK(host != nullptr, "no pinned memory is left");
+  Copy(host, data, bytes);
+  // A caller who looks before Check() sees zeros, not what an earlier call left.
+  if (!status_.ok()) std::memset(host, 0, bytes);
+  return host;
+}
+
+const void* CudaBackend::OnDevice(const void* data, int64_t bytes) {
+  uint8_t* const device = Grow(on_device_, bytes, false);
+  SHOAL_CHECK(device != nullptr, "no device memory is left");
+  Copy(device, data, bytes);
+  return device;
+}
+
+absl::Status CudaBackend::Check() {
+  Keep(ToStatus(cudaGetLastError(), "running a kernel"));
+  return status_;
+}
+
+void CudaBackend::Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float* out) {
+  const absl::StatusOr<uint8_t*> host = ids_upload_.Begin();
+  Keep(host.status());
+  if (!host.ok()) return;
+  const int64_t bytes = static_cast<int64_t>(ids.size() * sizeof(int32_t));
+  SHOAL_CHECK(bytes <= ids_upload_.size(), "more rows than Limits");
+  std::memcpy(*host, ids.data(), bytes);
+  Keep(ids_upload_.Commit(bytes, stream_.get()));
+  cuda::Embed(table, reinterpret_cast<const int32_t*>(ids_upload_.device()),
+              static_cast<int>(ids.size()), out, stream_.get());
+}
+
+void CudaBackend::RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows,
+                          int cols, float* out, int64_t out_stride) {
+  cuda::RmsNorm(x, stride, weight, eps, rows, cols, out, out_stride, stream_.get());
+}
+
+void CudaBackend::Linear(const LinearInput& input, int cols, RowCount rows,
+                         absl::Span<const LinearOutput> outputs) {
+  SHOAL_CHECK(rows.decode >= 0 && rows.prefill >= 0 && rows.total() <= limits_.rows,
+              "more rows than Limits");
+  SHOAL_CHECK(cols > 0 && cols <= limits_.cols, "more columns than Limits");
+  linear_.Linear(input, cols, rows, outputs, stream_.get());
+}
+
+const BatchPlan* CudaBackend::Plan(absl::Span<const Segment> segments, const AttentionShape& shape,
+                                   const KvLayer& kv) {
+  if (plan_.has_value()) return &*plan_;
+  const absl::StatusOr<uint8_t*> host = plan_upload_.Begin();
+  Keep(host.status());
+  if (!host.ok()) return nullptr;
+  PlanOptions options;
+  options.prefill_tile = PrefillTile(kv.shape, max_shared_bytes_);
+  options.partial_items = static_cast<int>(PartialItems(limits_));
+  plan_ = planner_->Build(segments, shape, options, *host, plan_upload_.device());
+  Keep(plan_upload_.Commit(planner_->UsedBytes(), stream_.get()));
+  return &*plan_;
+}
+
+void CudaBackend::QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer& kv,
+                             absl::Span<const Segment> segments) {
+  if (const BatchPlan* plan = Plan(segments, shape, kv)) {
+    cuda::QkvToCache(args, shape, kv, *plan, stream_.get());
+  }
+}
+
+void CudaBackend::Attention(const float* q, int64_t q_stride, const AttentionShape& shape,
+                            const KvLayer& kv, absl::Span<const Segment> segments, float* out,
+                            int64_t out_stride) {
+  if (const BatchPlan* plan = Plan(segments, shape, kv)) {
+    cuda::Attention(q, q_stride, shape, kv, *plan, attention_workspace_.data(), out, out_stride,
+                    stream_.get());
+  }
+}
+
+void CudaBackend::Route(const RouterArgs& args, int rows, int32_t* ids, float* weights) {
+  SHOAL_CHECK(rows <= limits_.rows && args.used <= limits_.experts_used,
+              "more rows or experts than Limits");
+  cuda::Route(args, rows, ids, weights, stream_.get());
+}
+
+void CudaBackend::Experts(const LinearInput& input, int cols, RowCount rows, const int32_t* ids,
+                          const float* weights, int used, const ExpertWeights& experts, float* out,
+                          int64_t out_stride) {
+  SHOAL_CHECK(rows.total() <= limits_.rows && used <= limits_.experts_used,
+              "more rows or experts than Limits");
+  linear_.Experts(input, cols, rows, ids, weights, used, experts, out, out_stride, stream_.get());
+}
+
+void CudaBackend::Add(float* x, int64_t x_stride, const float* y, int64_t y_stride, int rows,
+                      int cols) {
+  cuda::Add(x, x_stride, y, y_stride, rows, cols, stream_.get());
+}
+
+}  // namespace shoal::cuda

@@ -1,0 +1,82 @@
+// The CUDA implementation of Backend: memory and order of one GPU around the kernels of ops.h. No
+// device code.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/copies.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/planner.h"
+
+namespace shoal::cuda {
+
+// Everything is ordered on one stream. Created and used by one thread, as the current device is a
+// thread's. A failed call is kept and said by the next Check(): results after it are garbage.
+class CudaBackend final : public Backend {
+ public:
+  // device: as GpuInfo::index. kUnavailable when it cannot be used.
+  static absl::StatusOr<std::unique_ptr<CudaBackend>> Create(int device);
+  ~CudaBackend() override;
+
+  std::string Describe() const override;
+  absl::Status Reserve(const Limits& limits) override;
+  int64_t WorkspaceBytes(const Limits& limits) const override;
+
+  bool shares_host_memory() const override { return false; }
+  int64_t FreeBytes() const override;
+  absl::StatusOr<DeviceMemory> Allocate(int64_t bytes) override { return AllocateDevice(bytes); }
+  absl::StatusOr<DeviceMemory> AllocateStaging(int64_t bytes) override {
+    return AllocatePinned(bytes);
+  }
+  void Copy(void* to, const void* from, int64_t bytes) override;
+  const void* OnHost(const void* data, int64_t bytes) override;
+  const void* OnDevice(const void* data, int64_t bytes) override;
+  CopyEngine* copies() override { return &copies_; }
+  absl::Status Check() override;
+
+  void BeginBatch() override { plan_.reset(); }
+  void Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float* out) override;
+  void RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows, int cols,
+               float* out, int64_t out_stride) override;
+  void Linear(const LinearInput& input, int cols, RowCount rows,
+              absl::Span<const LinearOutput> outputs) override;
+  void QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer& kv,
+                  absl::Span<const Segment> segments) override;
+  void Attention(const float* q, int64_t q_stride, const AttentionShape& shape, const KvLayer& kv,
+                 absl::Span<const Segment> segments, float* out, int64_t out_stride) override;
+  void Route(const RouterArgs& args, int rows, int32_t* ids, float* weights) override;
+  void Experts(const LinearInput& input, int cols, RowCount rows, const int32_t* ids,
+               const float* weights, int used, const ExpertWeights& experts, float* out,
+               int64_t out_stride) override;
+  void Add(float* x, int64_t x_stride, const float* y, int64_t y_stride, int rows,
+           int cols) override;
+
+ private:
+  CudaBackend(const GpuInfo& info, int64_t max_shared_bytes, OwnedStream stream, CudaCopies copies);
+  // The plan of the batch at hand, made and uploaded by the first op that needs it.
+  const BatchPlan* Plan(absl::Span<const Segment> segments, const AttentionShape& shape,
+                        const KvLayer& kv);
+  // At least `bytes` of a scratch memory, which grows to what is asked of it.
+  uint8_t* Grow(DeviceMemory& memory, int64_t bytes, bool pinned);
+  void Keep(const absl::Status& status) { status_.Update(status); }
+
+  const GpuInfo info_;
+  const int64_t max_shared_bytes_;
+  OwnedStream stream_;
+  CudaCopies copies_;
+  LinearEngine linear_;
+  Limits limits_;
+  DeviceMemory linear_workspace_, attention_workspace_;
+  DeviceMemory on_host_, on_device_;  // of OnHost and OnDevice
+  std::optional<Planner> planner_;
+  Upload plan_upload_, ids_upload_;
+  std::optional<BatchPlan> plan_;
+  absl::Status status_;
+};
+
+}  // namespace shoal::cuda

@@ -1,0 +1,109 @@
+#include "kernels/cuda/device.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/status_macros.h"
+
+namespace shoal::cuda {
+
+absl::Status ToStatus(cudaError_t error, const char* tried) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string text = absl::StrCat("CUDA: ", tried, ": ", cudaGetErrorString(error), " (",
+                                        cudaGetErrorName(error), ")");
+  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(text);
+  return absl::UnavailableError(text);
+}
+
+absl::StatusOr<std::vector<GpuInfo>> ListGpus() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess || count == 0) {
+    cudaGetLastError();  // a machine without a GPU is no error of later calls
+    return absl::UnavailableError(error != cudaSuccess ? cudaGetErrorString(error)
+                                                       : "the driver knows of no GPU");
+  }
+  std::vector<GpuInfo> gpus;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp p;
+    SHOAL_RETURN_IF_ERROR(ToStatus(cudaGetDeviceProperties(&p, i), "reading a GPU's properties"));
+    gpus.push_back({i, p.name, p.major, p.minor, static_cast<int64_t>(p.totalGlobalMem)});
+  }
+  return gpus;
+}
+
+absl::StatusOr<DeviceMemory> AllocateDevice(int64_t bytes) {
+  if (bytes == 0) return DeviceMemory();
+  void* p = nullptr;
+  SHOAL_RETURN_IF_ERROR(
+      ToStatus(cudaMalloc(&p, bytes), absl::StrCat("allocating ", bytes, " bytes").c_str()));
+  DeviceMemory memory(static_cast<uint8_t*>(p), bytes, [](uint8_t* data) { cudaFree(data); });
+  SHOAL_RETURN_IF_ERROR(ToStatus(cudaMemset(p, 0, bytes), "clearing memory"));
+  // cudaMemset may return before it is done, and other streams do not wait for it.
+  SHOAL_RETURN_IF_ERROR(ToStatus(cudaDeviceSynchronize(), "clearing memory"));
+  return memory;
+}
+
+absl::StatusOr<DeviceMemory> AllocatePinned(int64_t bytes) {
+  if (bytes == 0) return DeviceMemory();
+  void* p = nullptr;
+  SHOAL_RETURN_IF_ERROR(ToStatus(cudaHostAlloc(&p, bytes, cudaHostAllocPortable),
+                                 absl::StrCat("pinning ", bytes, " bytes").c_str()));
+  return DeviceMemory(static_cast<uint8_t*>(p), bytes, [](uint8_t* data) { cudaFreeHost(data); });
+}
+
+absl::StatusOr<OwnedStream> OwnedStream::Create() {
+  OwnedStream s;
+  SHOAL_RETURN_IF_ERROR(
+      ToStatus(cudaStreamCreateWithFlags(&s.stream_, cudaStreamNonBlocking), "creating a stream"));
+  return s;
+}
+OwnedStream::OwnedStream(OwnedStream&& other) noexcept
+    : stream_(std::exchange(other.stream_, nullptr)) {}
+OwnedStream& OwnedStream::operator=(OwnedStream&& other) noexcept {
+  std::swap(stream_, other.stream_);
+  return *this;
+}
+OwnedStream::~OwnedStream() {
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+absl::StatusOr<OwnedEvent> OwnedEvent::Create() {
+  OwnedEvent e;
+  SHOAL_RETURN_IF_ERROR(
+      ToStatus(cudaEventCreateWithFlags(&e.event_, cudaEventDisableTiming), "creating an event"));
+  return e;
+}
+OwnedEvent::OwnedEvent(OwnedEvent&& other) noexcept
+    : event_(std::exchange(other.event_, nullptr)) {}
+OwnedEvent& OwnedEvent::operator=(OwnedEvent&& other) noexcept {
+  std::swap(event_, other.event_);
+  return *this;
+}
+OwnedEvent::~OwnedEvent() {
+  if (event_ != nullptr) cudaEventDestroy(event_);
+}
+
+absl::StatusOr<Upload> Upload::Create(int64_t bytes) {
+  Upload u;
+  SHOAL_ASSIGN_OR_RETURN(u.host_, AllocatePinned(bytes));
+  SHOAL_ASSIGN_OR_RETURN(u.device_, AllocateDevice(bytes));
+  SHOAL_ASSIGN_OR_RETURN(u.read_, OwnedEvent::Create());
+  return u;
+}
+
+absl::StatusOr<uint8_t*> Upload::Begin() {
+  // An event that was never recorded is over.
+  SHOAL_RETURN_IF_ERROR(
+      ToStatus(cudaEventSynchronize(read_.get()), "waiting for the upload of a batch"));
+  return host_.data();
+}
+
+absl::Status Upload::Commit(int64_t bytes, cudaStream_t stream) {
+  SHOAL_RETURN_IF_ERROR(
+      ToStatus(cudaMemcpyAsync(device_.data(), host_.data(), bytes, cudaMemcpyHostToDevice, stream),
+               "uploading a batch"));
+  return ToStatus(cudaEventRecord(read_.get(), stream), "uploading a batch");
+}
+
+}  // namespace shoal::cuda

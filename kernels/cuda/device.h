@@ -1,0 +1,86 @@
+// GPUs, and the CUDA runtime with owners and absl::Status. No device code.
+//
+// The memory of one rank's device is allocated when the rank starts; the owners here are destroyed
+// by the rank's thread before the device is left.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/device_memory.h"
+
+namespace shoal::cuda {
+
+// kResourceExhausted when memory ran out, kUnavailable for whatever else went wrong; says what was
+// tried and what the runtime answered.
+absl::Status ToStatus(cudaError_t error, const char* tried);
+
+struct GpuInfo {
+  int index = 0;  // as CUDA counts: CUDA_VISIBLE_DEVICES hides and renumbers
+  std::string name;
+  int major = 0, minor = 0;  // compute capability
+  int64_t total_bytes = 0;
+};
+// kUnavailable with the reason when there is none: no driver, one too old, all hidden.
+absl::StatusOr<std::vector<GpuInfo>> ListGpus();
+
+// Zero-filled memory of the current device, aligned to 256 bytes.
+absl::StatusOr<DeviceMemory> AllocateDevice(int64_t bytes);
+// Pinned host memory: what the copy engines reach without a detour. Not zero-filled.
+absl::StatusOr<DeviceMemory> AllocatePinned(int64_t bytes);
+
+// A stream of the current device that waits for no other stream.
+class OwnedStream {
+ public:
+  static absl::StatusOr<OwnedStream> Create();
+  OwnedStream() = default;
+  OwnedStream(OwnedStream&& other) noexcept;
+  OwnedStream& operator=(OwnedStream&& other) noexcept;
+  OwnedStream(const OwnedStream&) = delete;
+  OwnedStream& operator=(const OwnedStream&) = delete;
+  ~OwnedStream();
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// A point in a stream's order.
+class OwnedEvent {
+ public:
+  static absl::StatusOr<OwnedEvent> Create();
+  OwnedEvent() = default;
+  OwnedEvent(OwnedEvent&& other) noexcept;
+  OwnedEvent& operator=(OwnedEvent&& other) noexcept;
+  OwnedEvent(const OwnedEvent&) = delete;
+  OwnedEvent& operator=(const OwnedEvent&) = delete;
+  ~OwnedEvent();
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// Small host data that kernels read: written to pinned memory, copied in stream order. The next
+// write waits until the copy before it has read the pinned side.
+class Upload {
+ public:
+  static absl::StatusOr<Upload> Create(int64_t bytes);
+  // The pinned side, free to be written.
+  absl::StatusOr<uint8_t*> Begin();
+  // Enqueues the copy of its first `bytes`.
+  absl::Status Commit(int64_t bytes, cudaStream_t stream);
+  uint8_t* device() const { return device_.data(); }
+  int64_t size() const { return device_.size(); }
+
+ private:
+  DeviceMemory host_, device_;
+  OwnedEvent read_;
+};
+
+}  // namespace shoal::cuda

@@ -1,0 +1,218 @@
+// Whole models on the CUDA backend, whose kernels run on the CPU here, against the CPU backend:
+// logits within rounding and the same greedy tokens, on one device, two ranks on one, a device
+// beside a CPU, two stages, and with weights that are streamed into too little memory.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cuda_runtime.h"
+#include "kernels/cuda/backend.h"
+#include "parallel/engine.h"
+#include "shard/device_store.h"
+#include "tests/shard/gguf_writer.h"
+#include "tests/shard/temp_dir.h"
+
+namespace shoal {
+namespace {
+
+struct Answer {
+  std::vector<std::vector<float>> logits;
+  std::vector<int32_t> greedy;
+  int64_t streamed = 0;
+};
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeGpu() {
+  absl::StatusOr<std::unique_ptr<cuda::CudaBackend>> gpu = cuda::CudaBackend::Create(0);
+  if (!gpu.ok()) return gpu.status();
+  return *std::move(gpu);
+}
+
+struct Arrangement {
+  std::string devices = "g";  // of each rank: g(pu) or c(pu)
+  int tp = 1;
+  bool stream = false;  // as little device memory as can be
+};
+
+class SimtParity : public testing::Test {
+ protected:
+  void Make(const TinyModel& m) {
+    TinyModelGguf(m).WriteTo(temp_.File("m.gguf"));
+    checkpoint_ = *OpenCheckpoint(temp_.File("m.gguf"));
+    config_ = *ReadModelConfig(*checkpoint_);
+  }
+
+  std::vector<int32_t> Text(int n) const {
+    std::vector<int32_t> t;
+    for (int i = 0; i < n; ++i) t.push_back((i * 37 + 11) % config_.vocab);
+    return t;
+  }
+
+  void Ask(Engine& engine, Answer& a) const {
+    SequenceRequest r;
+    r.tokens = Text(21);
+    r.max_tokens = 5;
+    r.sampling.temperature = 0;
+    auto id = engine.Submit(r);
+    ASSERT_TRUE(id.ok()) << id.status();
+    r.tokens = Text(3);
+    ASSERT_TRUE(engine.Submit(r).ok());  // batches mix prefill and decode
+    while (!engine.idle()) {
+      auto events = engine.Step();
+      ASSERT_TRUE(events.ok()) << events.status();
+      for (const TokenEvent& e : *events) {
+        if (e.id == *id && e.has_token) a.greedy.push_back(e.token);
+      }
+    }
+    auto scores = engine.ScoreText(Text(36), 1, /*want_logits=*/true);
+    ASSERT_TRUE(scores.ok()) << scores.status();
+    for (auto& s : *scores) a.logits.push_back(std::move(s.logits));
+  }
+
+  Answer Do(const Arrangement& setup, KvType kv = KvType::kF16) {
+    const int world = static_cast<int>(setup.devices.size());
+    EngineOptions options;
+    options.shard = {setup.tp, world / setup.tp, {}};
+    options.kv_type = kv;
+    options.sequences = 2;
+    options.context = 64;
+    options.rows = 24;
+    options.cpu.threads = 1;
+    options.cpu.pin = false;
+    options = *ResolveOptions(config_, options);
+    auto worlds = MakeInProcessCommunicators(world);
+    Answer answer;
+    const auto rank_main = [&](int r) {
+      EngineOptions mine = options;
+      if (setup.devices[r] == 'g') mine.make_backend = MakeGpu;
+      if (setup.stream) mine.device_memory = LeastMemory(mine);
+      auto rank = Rank::Create(*worlds[r], *checkpoint_, config_, mine, nullptr);
+      ASSERT_TRUE(rank.ok()) << rank.status();
+      if (r != 0) {
+        const absl::Status s = (*rank)->RunWorker();
+        EXPECT_TRUE(s.ok()) << s;
+        return;
+      }
+      answer.streamed = (*rank)->memory().streamed;
+      Engine engine(*std::move(rank), options);
+      Ask(engine, answer);
+    };
+    std::vector<std::thread> threads;
+    for (int r = 1; r < world; ++r) threads.emplace_back(rank_main, r);
+    rank_main(0);
+    for (auto& t : threads) t.join();
+    return answer;
+  }
+
+  int64_t LeastMemory(const EngineOptions& options) const {
+    const ShardPlan plan = *MakeShardPlan(config_, *checkpoint_, options.shard);
+    const auto gpu = *MakeGpu();
+    const RankMemory m = *Rank::MemoryNeeded(*checkpoint_, config_, options, plan.ranks[0], *gpu);
+    const WeightLayout layout = *MakeWeightLayout(*checkpoint_, config_, plan.ranks[0]);
+    return m.kv + m.workspace + LeastDeviceBytes(layout, config_, options.rows);
+  }
+
+  static double Nmse(const Answer& a, const Answer& b) {
+    EXPECT_EQ(a.logits.size(), b.logits.size());
+    double diff = 0, norm = 0;
+    for (size_t i = 0; i < a.logits.size() && i < b.logits.size(); ++i) {
+      for (size_t j = 0; j < a.logits[i].size(); ++j) {
+        diff += std::pow(static_cast<double>(a.logits[i][j]) - b.logits[i][j], 2);
+        norm += std::pow(static_cast<double>(a.logits[i][j]), 2);
+      }
+    }
+    return diff / norm;
+  }
+
+  TempDir temp_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  ModelConfig config_;
+};
+
+TinyModel Model(DType type) {
+  TinyModel m;
+  m.layers = 2;
+  m.type = type;
+  return m;
+}
+
+// int8 activations round to a neighbour where sums differ in their last bits; f16 tiles round each
+// product of a prompt to 11 bits.
+constexpr double kQuantized = 5e-4, kFloat = 1e-6;
+
+TEST_F(SimtParity, EveryKindOfWeight) {
+  for (const DType t : {DType::kF32, DType::kF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K}) {
+    SCOPED_TRACE(Info(t).name);
+    Make(Model(t));
+    const Answer cpu = Do({"c"}), gpu = Do({"g"});
+    EXPECT_EQ(gpu.greedy, cpu.greedy);
+    EXPECT_EQ(gpu.greedy.size(), 5u);
+    EXPECT_LT(Nmse(cpu, gpu), Info(t).block_elems == 1 ? kFloat : kQuantized);
+  }
+}
+
+TEST_F(SimtParity, TwoRanksOnOneDeviceAndADeviceBesideACpu) {
+  Make(Model(DType::kF32));
+  const Answer cpu = Do({"c"}, KvType::kF32);
+  for (const Arrangement& setup :
+       {Arrangement{"gg", 2}, Arrangement{"gc", 2}, Arrangement{"gg", 1}, Arrangement{"cg", 1}}) {
+    SCOPED_TRACE(setup.devices + " tp " + std::to_string(setup.tp));
+    const Answer split = Do(setup, KvType::kF32);
+    EXPECT_EQ(split.greedy, cpu.greedy);
+    EXPECT_LT(Nmse(cpu, split), kFloat);
+  }
+}
+
+TEST_F(SimtParity, MixtureOfExperts) {
+  TinyModel m = Model(DType::kF32);
+  m.architecture = "qwen3moe";
+  m.experts = 4;
+  m.ffn = 128;
+  // An int8 row differs from its f16 tile by 3e-5 of its square (a step of 1/127 of a block's
+  // largest, 2.5 standard deviations); 16 products in a row, and a router may weigh its experts
+  // differently.
+  for (const auto& [type, bound] : {std::pair{DType::kF32, kFloat}, {DType::kQ8_0, 2e-3}}) {
+    SCOPED_TRACE(Info(type).name);
+    m.type = type;
+    Make(m);
+    const Answer cpu = Do({"c"}), gpu = Do({"g"}), split = Do({"gg", 2});
+    EXPECT_EQ(gpu.greedy, cpu.greedy);
+    EXPECT_LT(Nmse(cpu, gpu), bound);
+    EXPECT_LT(Nmse(cpu, split), bound);
+  }
+}
+
+TEST_F(SimtParity, StreamedWeightsGiveTheSameBits) {
+  for (const int experts : {0, 4}) {
+    TinyModel m = Model(DType::kQ8_0);
+    m.dim = 256;
+    m.ffn = 2048;  // parts above what always stays
+    m.experts = experts;
+    Make(m);
+    const Answer whole = Do({"g"}), streamed = Do({"g", 1, true});
+    EXPECT_EQ(whole.streamed, 0);
+    EXPECT_GT(streamed.streamed, 1 << 20);
+    EXPECT_EQ(streamed.logits, whole.logits);
+    EXPECT_EQ(streamed.greedy, whole.greedy);
+  }
+}
+
+TEST_F(SimtParity, TooLittleMemoryIsRefusedWithTheTable) {
+  Make(Model(DType::kF32));
+  EngineOptions options;
+  options.make_backend = MakeGpu;
+  options.device_memory = 1 << 20;
+  options.cpu.threads = 1;
+  options = *ResolveOptions(config_, options);
+  auto world = MakeSelfCommunicator();
+  const auto rank = Rank::Create(*world, *checkpoint_, config_, options, nullptr);
+  EXPECT_EQ(rank.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(rank.status().message().find("KV cache"), std::string::npos) << rank.status();
+}
+
+}  // namespace
+}  // namespace shoal
