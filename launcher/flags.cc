@@ -45,6 +45,14 @@ void AddModelFlags(CLI::App& app, ModelFlags& f) {
                  "memory that the ranks of a host may take, such as 4G; what does not fit is "
                  "streamed from disk (default and most: what is free, a cgroup's limit included)")
       ->envname("SHOAL_RAM");
+  app.add_option("--device", f.device,
+                 "auto, cpu, cuda or cuda:N; a list such as cuda,cpu names one for each rank of a "
+                 "host (default: auto)")
+      ->envname("SHOAL_DEVICE");
+  app.add_option("--vram", f.vram,
+                 "memory of its GPU that a rank may take, such as 8G; weights that do not fit are "
+                 "streamed from the host's memory (default: what is free)")
+      ->envname("SHOAL_VRAM");
   app.add_flag("--in-process", f.in_process, "ranks are threads of this process, without MPI")
       ->envname("SHOAL_IN_PROCESS");
   app.add_option("--hostfile", f.hostfile, "hosts to start ranks on, as mpirun reads it")
@@ -123,6 +131,14 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
   o.context = f.context;
   o.rows = f.rows;
   o.cpu.threads = f.threads;
+  if (!f.vram.empty()) {
+    const absl::StatusOr<int64_t> vram = ParseBytes(f.vram);
+    if (!vram.ok()) {
+      return UsageError(absl::StrCat("--vram ", f.vram, ": ", vram.status().message()));
+    }
+    if (*vram < 1) return UsageError("--vram 0: give the GPU some memory, or say --device cpu");
+    o.device_memory = *vram;
+  }
   return o;
 }
 

@@ -23,8 +23,10 @@ struct ModelFlags {
   std::string kv_type = "f16";
   std::string wire = "f32";
   int rows = 512;
-  std::string ram;          // bytes for the ranks of a host, such as 4G; empty: what is free
-  bool in_process = false;  // ranks are threads of this process
+  std::string ram;              // bytes for the ranks of a host, such as 4G; empty: what is free
+  std::string device = "auto";  // ChooseDevice
+  std::string vram;             // bytes of its GPU that a rank may take; empty: what is free
+  bool in_process = false;      // ranks are threads of this process
   std::string hostfile;
   std::string hosts;
   std::string net;

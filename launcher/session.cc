@@ -18,6 +18,7 @@
 #include "kernels/cpu/topology.h"
 #include "kernels/status_macros.h"
 #include "launcher/demo_model.h"
+#include "launcher/device.h"
 #include "launcher/exit_code.h"
 #include "launcher/progress_bar.h"
 #include "launcher/world.h"
@@ -119,11 +120,14 @@ struct Loaded {
   EngineOptions options;
   std::unique_ptr<Tokenizer> tokenizer;
   std::string ram;
+  std::string device;
 };
 
 absl::StatusOr<Loaded> LoadMetadata(const ModelFlags& flags, const SessionOptions& session) {
   Loaded l;
   l.ram = flags.ram;
+  l.device = flags.device;
+  SHOAL_RETURN_IF_ERROR(ChooseDevice(flags.device, 0).status());
   SHOAL_ASSIGN_OR_RETURN(l.options, ToEngineOptions(flags));
   std::string path = flags.model;
   if (path.empty()) {
@@ -194,6 +198,15 @@ void ShareCores(int local_rank, int local_size, CpuOptions& cpu) {
   cpu.first_core = local_rank * cpu.threads;
 }
 
+// Puts a rank's device into its options; rank 0 says why it is not what one might expect.
+absl::Status TakeDevice(const std::string& device, int local_rank, bool quiet,
+                        EngineOptions& options) {
+  SHOAL_ASSIGN_OR_RETURN(DeviceChoice choice, ChooseDevice(device, local_rank));
+  if (!choice.note.empty() && !quiet) fmt::print(stderr, "shoal: {}\n", choice.note);
+  options.make_backend = std::move(choice.make);
+  return absl::OkStatus();
+}
+
 absl::Status RunInProcess(const Loaded& loaded, const SessionOptions& session,
                           const std::function<absl::Status(Session&)>& body,
                           const std::function<void(const std::vector<RankReport>&)>& report) {
@@ -210,7 +223,8 @@ absl::Status RunInProcess(const Loaded& loaded, const SessionOptions& session,
     EngineOptions options = loaded.options;
     ShareCores(r, ranks, options.cpu);
     options.memory = memory;
-    statuses[r] = RunRank(loaded, options, session, *worlds[r], body, report);
+    statuses[r] = TakeDevice(loaded.device, r, session.quiet || r > 0, options);
+    if (statuses[r].ok()) statuses[r] = RunRank(loaded, options, session, *worlds[r], body, report);
     if (!statuses[r].ok()) worlds[r]->Abort(statuses[r]);
   };
   std::vector<std::thread> threads;
@@ -263,7 +277,10 @@ int RunSession(const ModelFlags& flags, const SessionOptions& session,
     EngineOptions options = loaded->options;
     ShareCores(LocalRank(), LocalSize(), options.cpu);
     options.memory = *memory;
-    status = RunRank(*loaded, options, session, **world, body, report);
+    status = AgreeOn(
+        TakeDevice(loaded->device, LocalRank(), session.quiet || (*world)->rank() > 0, options),
+        **world);
+    if (status.ok()) status = RunRank(*loaded, options, session, **world, body, report);
   }
   // Every rank knows the outcome; one of them says it.
   if ((*world)->rank() == 0) return ReportError(status);

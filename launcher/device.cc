@@ -1,0 +1,95 @@
+#include "launcher/device.h"
+
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "launcher/exit_code.h"
+#ifdef SHOAL_CUDA
+#include "kernels/cuda/backend.h"
+#endif
+
+namespace shoal {
+namespace {
+
+// Number of GPUs; the reason when there is none.
+absl::StatusOr<int> CountGpus() {
+#ifdef SHOAL_CUDA
+  const absl::StatusOr<std::vector<cuda::GpuInfo>> gpus = cuda::ListGpus();
+  if (!gpus.ok()) return gpus.status();
+  return static_cast<int>(gpus->size());
+#else
+  return absl::UnavailableError("this shoal was built without CUDA (cmake --preset cuda)");
+#endif
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeGpu([[maybe_unused]] int index) {
+#ifdef SHOAL_CUDA
+  absl::StatusOr<std::unique_ptr<cuda::CudaBackend>> backend = cuda::CudaBackend::Create(index);
+  if (!backend.ok()) return backend.status();
+  return *std::move(backend);
+#else
+  return absl::UnavailableError("this shoal was built without CUDA");
+#endif
+}
+
+constexpr bool HasCuda() {
+#ifdef SHOAL_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+absl::StatusOr<DeviceChoice> ChooseDevice(const std::string& flag, int local_rank) {
+  const std::vector<std::string> list = absl::StrSplit(flag, ',');
+  for (const std::string& name : list) {
+    int index = 0;
+    const bool numbered =
+        name.rfind("cuda:", 0) == 0 && absl::SimpleAtoi(name.substr(5), &index) && index >= 0;
+    if (name == "auto" || name == "cpu" || name == "cuda" || numbered) continue;
+    return UsageError(absl::StrCat("--device ", flag, ": '", name,
+                                   "' is not a device; give auto, cpu, cuda or cuda:0, or a list "
+                                   "such as cuda,cpu with one for each rank of a host"));
+  }
+  const int at = local_rank % static_cast<int>(list.size());
+  const std::string& name = list[at];
+  DeviceChoice choice;
+  if (name == "cpu") return choice;
+  const absl::StatusOr<int> gpus = CountGpus();
+  if (!gpus.ok()) {
+    if (name == "auto") {
+      if (HasCuda())
+        choice.note = absl::StrCat("no GPU: ", gpus.status().message(), "; running on the CPU");
+      return choice;
+    }
+    return WithExitCode(
+        absl::UnavailableError(absl::StrCat("--device ", name, ": ", gpus.status().message())),
+        kExitUnavailable);
+  }
+  int index = 0;
+  if (name.size() > 5) {
+    // Checked above.
+    (void)absl::SimpleAtoi(name.substr(5), &index);
+  } else {
+    // The how-manieth rank of this host that asks for any GPU.
+    for (int r = 0; r < local_rank; ++r) {
+      const std::string& other = list[r % list.size()];
+      index += other == "cuda" || other == "auto" ? 1 : 0;
+    }
+    index %= *gpus;
+  }
+  if (index >= *gpus) {
+    return WithExitCode(
+        absl::UnavailableError(absl::StrCat("--device ", name, ": this process sees ", *gpus,
+                                            *gpus == 1 ? " GPU" : " GPUs", ", counted from 0")),
+        kExitUnavailable);
+  }
+  choice.make = [index] { return MakeGpu(index); };
+  return choice;
+}
+
+}  // namespace shoal
