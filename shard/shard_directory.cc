@@ -11,6 +11,7 @@
 #include "shard/byte_reader.h"
 #include "shard/gguf.h"
 #include "shard/shard_file.h"
+#include "xxhash.h"
 
 namespace shoal {
 namespace {
@@ -113,17 +114,51 @@ absl::StatusOr<int> ShardDirectory::FindRank(const WeightLayout& layout) const {
                    "; run it with these, or cut the model again with shoal shard"));
 }
 
+absl::Status ShardDirectory::Damaged(int rank, int unit, const WeightExtent& extent) const {
+  const WeightUnit& u = manifest_.ranks[rank].layout.units[unit];
+  const int64_t begin = kShardDataOffset + u.offset + extent.offset;
+  return absl::DataLossError(absl::StrCat(
+      RankPath(rank), ": ", Printable(extent.tensor), " (", UnitName(u), ", bytes ", begin, " to ",
+      begin + extent.bytes, ") does not have its checksum: the file was damaged; ", Again()));
+}
+
 absl::Status ShardDirectory::CheckUnit(int rank, int unit, const uint8_t* data) const {
   const ShardRank& r = manifest_.ranks[rank];
   const WeightUnit& u = r.layout.units[unit];
   for (size_t i = 0; i < u.extents.size(); ++i) {
     const WeightExtent& e = u.extents[i];
-    if (Checksum(data + e.offset, e.bytes) == r.checksums[unit][i]) continue;
-    return absl::DataLossError(
-        absl::StrCat(RankPath(rank), ": ", Printable(e.tensor), " (", UnitName(u), ", bytes ",
-                     kShardDataOffset + u.offset + e.offset, " to ",
-                     kShardDataOffset + u.offset + e.offset + e.bytes,
-                     ") does not have its checksum: the file was damaged; ", Again()));
+    if (Checksum(data + e.offset, e.bytes) != r.checksums[unit][i]) return Damaged(rank, unit, e);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ShardDirectory::CheckUnitOnDisk(int rank, int unit,
+                                             const AsyncFile::Options& options) const {
+  constexpr int64_t kStep = int64_t{8} << 20;
+  const ShardRank& r = manifest_.ranks[rank];
+  const WeightUnit& u = r.layout.units[unit];
+  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<AsyncFile> file,
+                         AsyncFile::Open(RankPath(rank), options));
+  SHOAL_ASSIGN_OR_RETURN(Buffer buffer, Buffer::Allocate(kStep));
+  std::vector<std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)>> hashes;
+  for (size_t i = 0; i < u.extents.size(); ++i) {
+    hashes.emplace_back(XXH3_createState(), &XXH3_freeState);
+    XXH3_64bits_reset(hashes.back().get());
+  }
+  for (int64_t at = 0; at < u.bytes; at += kStep) {
+    const int64_t n = std::min(kStep, u.bytes - at);
+    SHOAL_RETURN_IF_ERROR(file->Transfer(false, kShardDataOffset + u.offset + at, buffer.data(),
+                                         (n + kIoAlignment - 1) / kIoAlignment * kIoAlignment));
+    for (size_t i = 0; i < u.extents.size(); ++i) {
+      const int64_t begin = std::max(at, u.extents[i].offset);
+      const int64_t end = std::min(at + n, u.extents[i].offset + u.extents[i].bytes);
+      if (begin < end) XXH3_64bits_update(hashes[i].get(), buffer.data() + begin - at, end - begin);
+    }
+  }
+  for (size_t i = 0; i < u.extents.size(); ++i) {
+    if (XXH3_64bits_digest(hashes[i].get()) != r.checksums[unit][i]) {
+      return Damaged(rank, unit, u.extents[i]);
+    }
   }
   return absl::OkStatus();
 }

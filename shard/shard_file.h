@@ -58,6 +58,8 @@ class ShardDirectory final : public Checkpoint {
   absl::StatusOr<int> FindRank(const WeightLayout& layout) const;
   // Compares a unit in memory with its checksums. kDataLoss names the tensor and the file.
   absl::Status CheckUnit(int rank, int unit, const uint8_t* data) const;
+  // The same, reading it by and by: for a unit that is never whole in memory.
+  absl::Status CheckUnitOnDisk(int rank, int unit, const AsyncFile::Options& options) const;
   // Reads everything. Lists every extent that differs.
   absl::Status Verify(const ByteProgress& progress) const;
 
@@ -76,6 +78,7 @@ class ShardDirectory final : public Checkpoint {
  private:
   ShardDirectory() = default;
   absl::Status CheckHeader(int rank) const;
+  absl::Status Damaged(int rank, int unit, const WeightExtent& extent) const;
 
   std::string dir_;
   ShardManifest manifest_;

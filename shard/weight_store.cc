@@ -85,6 +85,12 @@ absl::StatusOr<WeightStore> OpenWeights(const Checkpoint& checkpoint, const Weig
   if (directory != nullptr) {
     SHOAL_ASSIGN_OR_RETURN(const int rank, directory->FindRank(layout));
     s.path = directory->RankPath(rank);
+    for (size_t i = 0; i < layout.units.size(); ++i) {
+      // Of an embedding that does not stay only rows are read, and a row has no checksum.
+      if (layout.units[i].kind != WeightUnit::Kind::kEmbedding) continue;
+      if (placement.tiers[i] == Tier::kResident) continue;
+      SHOAL_RETURN_IF_ERROR(directory->CheckUnitOnDisk(rank, static_cast<int>(i), options.file));
+    }
     s.check = [directory, rank](int unit, const uint8_t* data) {
       return directory->CheckUnit(rank, unit, data);
     };

@@ -34,7 +34,8 @@ struct WeightStore {
 };
 
 // The checkpoint and the layout outlive the store. From a shard directory, each unit is compared
-// with its checksums the first time it is whole in memory.
+// with its checksums the first time it is whole in memory, an embedding that is only read by rows
+// here.
 absl::StatusOr<WeightStore> OpenWeights(const Checkpoint& checkpoint, const WeightLayout& layout,
                                         const Placement& placement,
                                         const WeightStoreOptions& options);
