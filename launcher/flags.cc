@@ -158,7 +158,8 @@ absl::StatusOr<int64_t> RankMemoryLimit(const std::string& ram, int ranks, int p
     const int64_t taken = *given - processes * OwnMemory();
     bytes = hypothetical ? taken : std::min(bytes, taken);
   }
-  return std::max<int64_t>(1, bytes / ranks - kUncounted);
+  const int64_t share = bytes / ranks - kUncounted;
+  return share == 0 ? -1 : share;  // 0 would mean no limit
 }
 
 WorldOptions ToWorldOptions(const ModelFlags& f) {

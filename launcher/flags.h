@@ -37,8 +37,8 @@ void AddModelFlags(CLI::App& app, ModelFlags& flags);
 absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& flags);
 // What each of this host's `ranks` may take, which are threads of one or ranks of `processes`
 // processes: its share of --ram and never more than its share of what is really free, so that a
-// generous --ram in a small cgroup is not killed. A plan for another machine is `hypothetical`: it
-// believes --ram.
+// generous --ram in a small cgroup is not killed. Negative when the programs themselves take more.
+// A plan for another machine is `hypothetical`: it believes --ram.
 absl::StatusOr<int64_t> RankMemoryLimit(const std::string& ram, int ranks, int processes,
                                         bool hypothetical = false);
 WorldOptions ToWorldOptions(const ModelFlags& flags);

@@ -195,14 +195,19 @@ WeightStoreOptions Rank::StoreOptions(const Progress& progress) const {
   return store;
 }
 
-// Places the weights in what the rest leaves of the rank's memory, and opens them there.
+// Places the weights in what the rest leaves of the rank's budget, and opens them there.
 absl::Status Rank::LoadWeights(const Checkpoint& checkpoint, const Progress& progress) {
-  const int64_t budget = options_.memory > 0 ? options_.memory - memory_.kv - memory_.workspace
-                                             : std::numeric_limits<int64_t>::max();
-  const absl::StatusOr<Placement> placement = PlaceWeights(layout_, config_, budget, options_.rows);
+  budget_ = std::make_unique<MemoryBudget>(
+      options_.memory != 0 ? options_.memory : std::numeric_limits<int64_t>::max(),
+      "what the rank may take");
+  const bool others_fit = budget_->Reserve("KV cache", memory_.kv).ok() &&
+                          budget_->Reserve("workspace", memory_.workspace).ok();
+  const absl::StatusOr<Placement> placement =
+      PlaceWeights(layout_, config_, others_fit ? budget_->free() : 0, options_.rows);
   if (!placement.ok()) {
     return DoesNotFit(options_.memory, LeastWeightBytes(layout_, config_, options_.rows), "--ram");
   }
+  SHOAL_RETURN_IF_ERROR(budget_->Reserve("weights", placement->held_bytes));
   SHOAL_ASSIGN_OR_RETURN(weights_,
                          OpenWeights(checkpoint, layout_, *placement, StoreOptions(progress)));
   memory_.weights = placement->held_bytes;
@@ -214,7 +219,7 @@ absl::Status Rank::LoadWeights(const Checkpoint& checkpoint, const Progress& pro
 absl::Status Rank::LoadDeviceWeights(const Checkpoint& checkpoint, const Progress& progress) {
   const int64_t free = backend_->FreeBytes() - kDeviceMargin;
   const int64_t all = options_.device_memory > 0 ? std::min(options_.device_memory, free) : free;
-  const int64_t host = options_.memory > 0 ? options_.memory : std::numeric_limits<int64_t>::max();
+  const int64_t host = options_.memory != 0 ? options_.memory : std::numeric_limits<int64_t>::max();
   const int64_t budget = all - memory_.kv - memory_.workspace;
   const int64_t least = LeastDeviceBytes(layout_, config_, options_.rows);
   if (budget < least) return DoesNotFit(all, least, "--vram");

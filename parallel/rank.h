@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "comm/communicator.h"
 #include "kernels/backend.h"
+#include "offload/memory_budget.h"
 #include "parallel/batch.h"
 #include "parallel/kv_cache.h"
 #include "parallel/mesh.h"
@@ -35,7 +36,9 @@ struct EngineOptions {
   int rows = 512;     // of a batch
   int kv_tokens = 0;  // KV pool; 0: context * sequences
   bool prefix_cache = true;
-  int64_t memory = 0;  // bytes for all that the rank holds; 0: no limit, nothing is streamed
+  // Bytes for all that the rank holds, negative when there is less than nothing; 0: no limit,
+  // nothing is streamed.
+  int64_t memory = 0;
   CpuOptions cpu;
   // Makes the rank's device, on the rank's thread; null: the CPU with the options above.
   std::function<absl::StatusOr<std::unique_ptr<Backend>>()> make_backend;
@@ -113,6 +116,7 @@ class Rank {
   EngineOptions options_;
   ShardPlan plan_;
   RankMemory memory_;
+  std::unique_ptr<MemoryBudget> budget_;  // of host memory, for all that memory_ counts
   std::unique_ptr<Mesh> mesh_;
   std::unique_ptr<Backend> backend_;
   WeightLayout layout_;
