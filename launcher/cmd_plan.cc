@@ -15,6 +15,7 @@
 #include "launcher/exit_code.h"
 #include "launcher/flags.h"
 #include "launcher/machine_speed.h"
+#include "launcher/speed_probe.h"
 #include "nlohmann/json.hpp"
 #include "offload/memory_budget.h"
 #include "shard/placement.h"
@@ -36,48 +37,49 @@ struct PlanFlags {
 
 struct RankForecast {
   RankPlan plan;
+  WeightLayout layout;
   RankMemory memory;  // with all weights in memory
   int64_t budget = 0;
   int64_t least = 0;
   Placement placement;
-  Forecast forecast;
-  Forecast with_one_more;          // with a GiB more
+  Placement with_one_more;   // with a GiB more
+  Forecast forecast;         // at the start of a context
+  double decode_full_s = 0;  // of a token at its end
+  double decode_one_more_s = 0;
   int64_t context_max = 0;         // tokens of KV that fit when as much as possible is streamed
   int64_t context_unstreamed = 0;  // and when all weights stay in memory
+};
+
+// Seconds of all ranks together.
+struct Together {
+  double decode = 0, decode_full = 0, decode_one_more = 0;  // of a token
+  double prefill = 0;                                       // of a chunk
 };
 
 struct WholePlan {
   std::string path;
   ModelConfig config;
   EngineOptions options;
-  MeasuredSpeed speed;
+  MeasuredSpeed speed;  // of a machine, all its ranks that work at the same time together
   std::vector<RankForecast> ranks;
-  double decode = 0, prefill = 0, decode_one_more = 0;  // tokens per second of all ranks together
+  Together together;
 };
 
-// The type that most of the weights have.
-DType MainType(const Checkpoint& checkpoint) {
-  std::map<DType, int64_t> bytes;
-  for (const TensorInfo& t : checkpoint.tensors()) bytes[t.type] += t.bytes;
-  return std::max_element(bytes.begin(), bytes.end(),
-                          [](const auto& a, const auto& b) { return a.second < b.second; })
-      ->first;
-}
+double Rate(double seconds, double tokens = 1) { return seconds > 0 ? tokens / seconds : 0; }
 
-absl::StatusOr<RankForecast> ForecastRank(const Checkpoint& checkpoint, const WholePlan& whole,
-                                          const RankPlan& plan, const Backend& backend,
-                                          const MachineSpeed& speed, int64_t budget) {
+absl::StatusOr<RankForecast> PlaceRank(const Checkpoint& checkpoint, const WholePlan& whole,
+                                       const RankPlan& plan, const Backend& backend,
+                                       int64_t budget) {
   RankForecast r;
   r.plan = plan;
   r.budget = budget;
   SHOAL_ASSIGN_OR_RETURN(
       r.memory, Rank::MemoryNeeded(checkpoint, whole.config, whole.options, plan, backend));
-  SHOAL_ASSIGN_OR_RETURN(const WeightLayout layout,
-                         MakeWeightLayout(checkpoint, whole.config, plan));
-  r.least = LeastWeightBytes(layout, whole.config, whole.options.rows);
+  SHOAL_ASSIGN_OR_RETURN(r.layout, MakeWeightLayout(checkpoint, whole.config, plan));
+  r.least = LeastWeightBytes(r.layout, whole.config, whole.options.rows);
   const int64_t others = r.memory.kv + r.memory.workspace;
   const absl::StatusOr<Placement> placement =
-      PlaceWeights(layout, whole.config, budget - others, whole.options.rows);
+      PlaceWeights(r.layout, whole.config, budget - others, whole.options.rows);
   if (!placement.ok()) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "rank ", plan.rank, " has ", FormatBytes(budget), " and needs ",
@@ -86,36 +88,83 @@ absl::StatusOr<RankForecast> ForecastRank(const Checkpoint& checkpoint, const Wh
         FormatBytes(r.memory.workspace), "; try a smaller context (-c) or batch (-b)"));
   }
   r.placement = *placement;
-  r.forecast = Predict(r.placement, speed, whole.options.rows);
-  SHOAL_ASSIGN_OR_RETURN(
-      const Placement more,
-      PlaceWeights(layout, whole.config, budget - others + kGiB, whole.options.rows));
-  r.with_one_more = Predict(more, speed, whole.options.rows);
+  SHOAL_ASSIGN_OR_RETURN(r.with_one_more, PlaceWeights(r.layout, whole.config,
+                                                       budget - others + kGiB, whole.options.rows));
   const int64_t token_bytes =
       std::max<int64_t>(1, r.memory.kv / std::max(1, whole.options.kv_tokens));
   r.context_max = std::max<int64_t>(0, (budget - r.memory.workspace - r.least) / token_bytes);
   r.context_unstreamed =
-      std::max<int64_t>(0, (budget - r.memory.workspace - layout.bytes) / token_bytes);
+      std::max<int64_t>(0, (budget - r.memory.workspace - r.layout.bytes) / token_bytes);
   return r;
 }
 
+void ForecastRank(const WholePlan& whole, const MachineSpeed& speed, double idle_s,
+                  RankForecast& r) {
+  Workload work;
+  work.rows = whole.options.rows;
+  work.idle_s_before = idle_s;
+  r.forecast = Predict(r.layout, whole.config, r.placement, speed, work);
+  r.decode_one_more_s = Predict(r.layout, whole.config, r.with_one_more, speed, work).decode_s;
+  work.kv_bytes = static_cast<double>(r.memory.kv) / std::max(1, whole.options.kv_tokens) *
+                  whole.options.context;
+  r.decode_full_s = Predict(r.layout, whole.config, r.placement, speed, work).decode_s;
+}
+
 // Ranks of a stage work side by side, stages one after the other; prefill keeps all stages busy.
-void ForecastWhole(WholePlan& whole) {
-  std::map<int, double> step, step_more;
-  double chunk = 0;
-  for (const RankForecast& r : whole.ranks) {
-    const auto seconds = [](double rate) { return rate > 0 ? 1 / rate : 0; };
-    step[r.plan.stage] = std::max(step[r.plan.stage], seconds(r.forecast.decode_tokens_per_s));
-    step_more[r.plan.stage] =
-        std::max(step_more[r.plan.stage], seconds(r.with_one_more.decode_tokens_per_s));
-    chunk = std::max(chunk, seconds(r.forecast.prefill_tokens_per_s));
+Together AllTogether(const std::vector<RankForecast>& ranks) {
+  std::map<int, Together> stages;
+  for (const RankForecast& r : ranks) {
+    Together& s = stages[r.plan.stage];
+    s.decode = std::max(s.decode, r.forecast.decode_s);
+    s.decode_full = std::max(s.decode_full, r.decode_full_s);
+    s.decode_one_more = std::max(s.decode_one_more, r.decode_one_more_s);
+    s.prefill = std::max(s.prefill, r.forecast.prefill_s);
   }
-  double token = 0, token_more = 0;
-  for (const auto& [stage, s] : step) token += s;
-  for (const auto& [stage, s] : step_more) token_more += s;
-  whole.decode = token > 0 ? 1 / token : 0;
-  whole.decode_one_more = token_more > 0 ? 1 / token_more : 0;
-  whole.prefill = chunk > 0 ? 1 / chunk : 0;
+  Together all;
+  for (const auto& [stage, s] : stages) {
+    all.decode += s.decode;
+    all.decode_full += s.decode_full;
+    all.decode_one_more += s.decode_one_more;
+    all.prefill = std::max(all.prefill, s.prefill);
+  }
+  return all;
+}
+
+// What one of `ranks_per_host` ranks gets of its machine: those of a stage share it at every
+// moment, stages take turns.
+MachineSpeed ShareOf(const MachineSpeed& machine, int together) {
+  MachineSpeed s = machine;
+  s.read_bytes_per_s /= together;
+  s.decode_bytes_per_s /= together;
+  s.prefill_bytes_per_s /= together;
+  s.kv_bytes_per_s /= together;
+  return s;
+}
+
+absl::Status MeasureFor(const Checkpoint& checkpoint, const PlanFlags& f, int together,
+                        WholePlan& whole) {
+  SpeedQuestion question;
+  const std::vector<std::string> files = checkpoint.Files();
+  question.path = files.size() > 1 ? files[1] : files[0];
+  for (const TensorInfo& t : checkpoint.tensors()) question.bytes[t.type] += t.bytes;
+  question.attention.q_heads = whole.config.heads;
+  question.attention.head_dim = whole.config.head_dim;
+  question.attention.group = whole.config.group();
+  question.attention.scale = 1;
+  question.kv_type = whole.options.kv_type;
+  question.cpu = whole.options.cpu;
+  question.cpu.threads *= together;
+  SHOAL_ASSIGN_OR_RETURN(whole.speed, MeasureSpeed(question, f.measure));
+  const bool streams = std::any_of(whole.ranks.begin(), whole.ranks.end(),
+                                   [](const RankForecast& r) { return r.placement.streams(); });
+  if (!streams || IsDirectory(whole.path)) return absl::OkStatus();
+  // From a GGUF the cores that multiply also pack, again for each token.
+  MachineSpeed& speed = whole.speed.speed;
+  SHOAL_ASSIGN_OR_RETURN(const double packing,
+                         MeasurePacking(checkpoint, whole.ranks[0].layout, question.cpu.threads));
+  if (packing > 0) speed.read_bytes_per_s = packing;
+  speed.read_slowdown = speed.decode_slowdown = speed.prefill_slowdown = 2;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<WholePlan> MakePlan(const PlanFlags& f) {
@@ -141,22 +190,23 @@ absl::StatusOr<WholePlan> MakePlan(const PlanFlags& f) {
     const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
     whole.options.cpu.threads = std::max(1, cores / f.ranks_per_host);
   }
-  const std::vector<std::string> files = checkpoint->Files();
-  SHOAL_ASSIGN_OR_RETURN(whole.speed,
-                         MeasureSpeed(files.size() > 1 ? files[1] : files[0], MainType(*checkpoint),
-                                      whole.options.cpu, f.measure));
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeCpuBackend(whole.options.cpu));
-  MachineSpeed speed;
-  // Ranks of a host share its disk.
-  speed.read_bytes_per_s = whole.speed.read_bytes_per_s / f.ranks_per_host;
-  speed.decode_bytes_per_s = whole.speed.decode_bytes_per_s;
-  speed.prefill_bytes_per_s = whole.speed.prefill_bytes_per_s;
   for (const RankPlan& rank : plan->ranks) {
-    SHOAL_ASSIGN_OR_RETURN(RankForecast r,
-                           ForecastRank(*checkpoint, whole, rank, *backend, speed, budget));
+    SHOAL_ASSIGN_OR_RETURN(RankForecast r, PlaceRank(*checkpoint, whole, rank, *backend, budget));
     whole.ranks.push_back(std::move(r));
   }
-  ForecastWhole(whole);
+  const int together = std::min(plan->tp, f.ranks_per_host);
+  SHOAL_RETURN_IF_ERROR(MeasureFor(*checkpoint, f, together, whole));
+  const MachineSpeed speed = ShareOf(whole.speed.speed, together);
+  for (RankForecast& r : whole.ranks) ForecastRank(whole, speed, 0, r);
+  whole.together = AllTogether(whole.ranks);
+  // A stage with a disk of its own reads on while it waits for the others.
+  if (plan->pp > 1 && f.ranks_per_host <= plan->tp) {
+    for (RankForecast& r : whole.ranks) {
+      ForecastRank(whole, speed, whole.together.decode - r.forecast.decode_s, r);
+    }
+    whole.together = AllTogether(whole.ranks);
+  }
   return whole;
 }
 
@@ -168,8 +218,8 @@ void PrintText(const WholePlan& w) {
   fmt::print(
       "measured {}: disk {:.2f} GB/s, weights x one row {:.1f} GB/s, x a batch {:.0f} GB/s per "
       "row\n",
-      w.speed.date, w.speed.read_bytes_per_s / 1e9, w.speed.decode_bytes_per_s / 1e9,
-      w.speed.prefill_bytes_per_s / 1e9);
+      w.speed.date, w.speed.speed.read_bytes_per_s / 1e9, w.speed.speed.decode_bytes_per_s / 1e9,
+      w.speed.speed.prefill_bytes_per_s / 1e9);
   for (const RankForecast& r : w.ranks) {
     const Placement& p = r.placement;
     fmt::print("rank {}: layers {}-{}, {} for it\n", r.plan.rank, r.plan.layers.begin,
@@ -183,10 +233,10 @@ void PrintText(const WholePlan& w) {
                Gb(r.memory.kv), w.options.kv_tokens, Gb(r.memory.workspace));
     fmt::print("  from disk  {:8.3f} GB for each token\n", Gb(p.bytes_per_token()));
     fmt::print(
-        "  decode {:.2f} tokens/s (reading {:.0f} ms, computing {:.0f} ms: bound by {}), prefill "
-        "{:.1f}\n",
-        r.forecast.decode_tokens_per_s, r.forecast.stream_s * 1e3, r.forecast.compute_s * 1e3,
-        r.forecast.bound, r.forecast.prefill_tokens_per_s);
+        "  decode {:.2f} tokens/s (reading {:.0f} ms, computing {:.0f} ms: bound by {}), {:.2f} at "
+        "the end of the context; prefill {:.1f}\n",
+        Rate(r.forecast.decode_s), r.forecast.stream_s * 1e3, r.forecast.compute_s * 1e3,
+        r.forecast.bound, Rate(r.decode_full_s), Rate(r.forecast.prefill_s, w.options.rows));
     fmt::print("  context: up to {} tokens in memory",
                std::min<int64_t>(r.context_max, w.config.context));
     if (r.context_unstreamed < r.context_max && r.context_unstreamed < w.config.context) {
@@ -194,9 +244,11 @@ void PrintText(const WholePlan& w) {
     }
     fmt::print("\n");
   }
-  fmt::print("together: decode {:.2f} tokens/s, prefill {:.1f} tokens/s\n", w.decode, w.prefill);
-  if (w.decode_one_more > w.decode * 1.01) {
-    fmt::print("one more GiB per rank: decode {:.2f} tokens/s\n", w.decode_one_more);
+  const Together& t = w.together;
+  fmt::print("together: decode {:.2f} tokens/s, prefill {:.1f} tokens/s\n", Rate(t.decode),
+             Rate(t.prefill, w.options.rows));
+  if (t.decode_one_more < t.decode * 0.99) {
+    fmt::print("one more GiB per rank: decode {:.2f} tokens/s\n", Rate(t.decode_one_more));
   } else {
     fmt::print("more memory would not make it faster\n");
   }
@@ -222,21 +274,28 @@ void PrintJson(const WholePlan& w) {
                      {"kv_bytes", r.memory.kv},
                      {"workspace_bytes", r.memory.workspace},
                      {"disk_bytes_per_token", p.bytes_per_token()},
-                     {"decode_tokens_per_s", r.forecast.decode_tokens_per_s},
-                     {"prefill_tokens_per_s", r.forecast.prefill_tokens_per_s},
+                     {"decode_tokens_per_s", Rate(r.forecast.decode_s)},
+                     {"decode_tokens_per_s_full_context", Rate(r.decode_full_s)},
+                     {"prefill_tokens_per_s", Rate(r.forecast.prefill_s, w.options.rows)},
                      {"read_s", r.forecast.stream_s},
                      {"compute_s", r.forecast.compute_s},
                      {"bound", r.forecast.bound},
-                     {"context_max", r.context_max}});
+                     {"least_bytes", r.least + r.memory.kv + r.memory.workspace},
+                     {"context_max", r.context_max},
+                     {"context_max_unstreamed", r.context_unstreamed}});
   }
+  const MachineSpeed& speed = w.speed.speed;
+  const Together& t = w.together;
   const Json json = {{"model", w.path},
                      {"measured", w.speed.date},
-                     {"disk_bytes_per_s", w.speed.read_bytes_per_s},
-                     {"decode_bytes_per_s", w.speed.decode_bytes_per_s},
-                     {"prefill_bytes_per_s", w.speed.prefill_bytes_per_s},
-                     {"decode_tokens_per_s", w.decode},
-                     {"prefill_tokens_per_s", w.prefill},
-                     {"decode_tokens_per_s_with_one_more_gib", w.decode_one_more},
+                     {"disk_bytes_per_s", speed.read_bytes_per_s},
+                     {"decode_bytes_per_s", speed.decode_bytes_per_s},
+                     {"prefill_bytes_per_s", speed.prefill_bytes_per_s},
+                     {"kv_bytes_per_s", speed.kv_bytes_per_s},
+                     {"decode_tokens_per_s", Rate(t.decode)},
+                     {"decode_tokens_per_s_full_context", Rate(t.decode_full)},
+                     {"prefill_tokens_per_s", Rate(t.prefill, w.options.rows)},
+                     {"decode_tokens_per_s_with_one_more_gib", Rate(t.decode_one_more)},
                      {"ranks", std::move(ranks)}};
   std::puts(json.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
 }

@@ -2,26 +2,32 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "kernels/dtype.h"
+#include "shard/forecast.h"
 
 namespace shoal {
 
-struct MeasuredSpeed {
-  double read_bytes_per_s =
-      0;  // of a large file on the disk where `path` lies, past the page cache
-  double decode_bytes_per_s = 0;   // weights of `type` multiplied with one row
-  double prefill_bytes_per_s = 0;  // with a batch, counted once per row
-  std::string date;                // of the oldest of them
+struct SpeedQuestion {
+  std::string path;                // a large file on the disk that is streamed from
+  std::map<DType, int64_t> bytes;  // of the model's weights, by type
+  AttentionShape attention;
+  KvType kv_type = KvType::kF16;
+  CpuOptions cpu;
 };
 
-// Takes what $XDG_CACHE_HOME/shoal/machine.json knows of this disk, this type and this backend
-// (unless `again`), and measures the rest: about two seconds. A cache that cannot be written is no
-// error.
-absl::StatusOr<MeasuredSpeed> MeasureSpeed(const std::string& path, DType type,
-                                           const CpuOptions& cpu, bool again);
+struct MeasuredSpeed {
+  MachineSpeed speed;
+  std::string date;  // of the oldest number
+};
+
+// Takes what $XDG_CACHE_HOME/shoal/machine.json knows of this disk, these types and this backend
+// (not from longer than a month ago, and not when asked to measure `again`), and measures the rest:
+// a few seconds. A cache that cannot be read or written is no error.
+absl::StatusOr<MeasuredSpeed> MeasureSpeed(const SpeedQuestion& question, bool again);
 
 }  // namespace shoal

@@ -73,6 +73,7 @@ absl::Status WeightStreamer::Init() {
   {
     MutexLock lock(&mu_);
     slots_.resize(slot_bytes_ > 0 ? options_.expert_slots : 0);
+    places_ = ByteRing(static_cast<int64_t>(ring_memory_.size()));
   }
   if (rows_unit_ >= 0) {
     rows_mapped_ = RoundUp(units[rows_unit_].bytes) + kIoAlignment;

@@ -22,6 +22,7 @@
 #include "kernels/buffer.h"
 #include "kernels/mutex.h"
 #include "offload/async_file.h"
+#include "offload/byte_ring.h"
 #include "offload/weight_source.h"
 
 namespace shoal {
@@ -112,7 +113,6 @@ class WeightStreamer final : public WeightSource {
     int64_t done = 0;
     int held = 0;          // ring: Acquires without their Release
     bool dropped = false;  // ring: nobody wants it any more
-    int64_t ring_offset = 0;
     absl::Status status;
     bool started_all() const { return next >= bytes || !status.ok() || dropped; }
     bool ready() const { return pending == 0 && (done >= bytes || !status.ok()); }
@@ -164,6 +164,7 @@ class WeightStreamer final : public WeightSource {
       false;  // the next unit finds no room although only held units remain
   size_t cursor_ ABSL_GUARDED_BY(mu_) = 0;  // next of the cycle to be placed in the ring
   std::deque<std::unique_ptr<Fill>> ring_ ABSL_GUARDED_BY(mu_);  // oldest first
+  ByteRing places_ ABSL_GUARDED_BY(mu_){0};                      // of the fills in ring_
   std::deque<Fill*> demand_ ABSL_GUARDED_BY(mu_);                // before anything in the ring
   std::vector<Slot> slots_ ABSL_GUARDED_BY(mu_);
   uint64_t clock_ ABSL_GUARDED_BY(mu_) = 0;

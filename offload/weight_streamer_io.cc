@@ -21,40 +21,27 @@ double ClockSeconds(clockid_t clock) {
 void WeightStreamer::Reclaim() {
   while (!ring_.empty() && ring_.front()->dropped && ring_.front()->pending == 0) {
     ring_.pop_front();
+    places_.Pop();
     Wake();
   }
 }
 
-// Gives the next unit of the cycle a place in the ring. The ring is a byte FIFO: units lie one
-// behind the other, contiguous, so one that does not fit before the end starts again at 0.
+// Gives the next unit of the cycle a place in the ring.
 bool WeightStreamer::PlaceNext() {
   if (options_.cycle.empty()) return false;
   int unit = options_.cycle[cursor_];
   int64_t need = (options_.units[unit].bytes + kIoAlignment - 1) / kIoAlignment * kIoAlignment;
-  int64_t capacity = static_cast<int64_t>(ring_memory_.size());
-  int64_t at = 0;
-  if (!ring_.empty()) {
-    int64_t head = ring_.front()->ring_offset;
-    int64_t tail = ring_.back()->ring_offset + ring_.back()->bytes;
-    bool wrapped = ring_.back()->ring_offset < head;
-    if (!wrapped && capacity - tail >= need) {
-      at = tail;
-    } else if (!wrapped && head >= need) {
-      at = 0;
-    } else if (wrapped && head - tail >= need) {
-      at = tail;
-    } else {
-      blocked_ = std::all_of(ring_.begin(), ring_.end(), [](const auto& f) { return f->held; });
-      if (blocked_) ready_cv_.SignalAll();
-      return false;
-    }
+  const std::optional<int64_t> at = places_.Push(need);
+  if (!at.has_value()) {
+    blocked_ = std::all_of(ring_.begin(), ring_.end(), [](const auto& f) { return f->held; });
+    if (blocked_) ready_cv_.SignalAll();
+    return false;
   }
   auto fill = std::make_unique<Fill>();
   fill->unit = unit;
-  fill->dst = ring_memory_.data() + at;
+  fill->dst = ring_memory_.data() + *at;
   fill->file_offset = options_.units[unit].file_offset;
   fill->bytes = need;
-  fill->ring_offset = at;
   ring_.push_back(std::move(fill));
   cursor_ = (cursor_ + 1) % options_.cycle.size();
   blocked_ = false;

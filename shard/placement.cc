@@ -1,6 +1,7 @@
 #include "shard/placement.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 
@@ -10,18 +11,20 @@ namespace {
 constexpr int64_t kPage = 4096;
 // Units below this stay: a request of its own would take longer than what it reads.
 constexpr int64_t kSmallUnit = 1 << 20;
+// Of the ring, in largest parts.
+constexpr int kRingParts = 2;
 
 int64_t PageUp(int64_t n) { return (n + kPage - 1) / kPage * kPage; }
 
 // What is known of a layout before a budget is.
 struct Parts {
-  int64_t total = 0;       // all units
-  int64_t small = 0;       // units that always stay
-  int64_t rows = 0;        // staging of embedding rows when the embedding does not stay
-  int64_t largest = 0;     // streamable unit
-  int64_t streamable = 0;  // bytes of all streamable units
-  int64_t experts = 0;     // bytes of all experts
-  int64_t expert = 0;      // the largest one
+  int64_t total = 0;           // all units
+  int64_t small = 0;           // units that always stay
+  int64_t rows = 0;            // staging of embedding rows when the embedding does not stay
+  int64_t streamable = 0;      // bytes of all streamable units
+  std::vector<int64_t> sizes;  // of the streamable units, smallest first
+  int64_t experts = 0;         // bytes of all experts
+  int64_t expert = 0;          // the largest one
   int expert_units = 0;
   int embedding = -1;
   bool tied = false;  // the head is the embedding unit
@@ -57,8 +60,9 @@ Parts Measure(const WeightLayout& layout, int rows) {
     const bool head = static_cast<int>(i) == p.embedding && p.tied;
     if (IsExpert(u) || IsSmall(u) || (IsEmbedding(u) && !head)) continue;
     p.streamable += PageUp(u.bytes);
-    p.largest = std::max(p.largest, PageUp(u.bytes));
+    p.sizes.push_back(PageUp(u.bytes));
   }
+  std::sort(p.sizes.begin(), p.sizes.end());
   return p;
 }
 
@@ -90,16 +94,15 @@ class Placer {
   int64_t Least() const {
     if (parts_.streamable + parts_.experts == 0) return parts_.total;
     return std::min(parts_.total,
-                    parts_.small + parts_.rows + parts_.largest + LeastSlots() * parts_.expert);
+                    parts_.small + parts_.rows + LeastCycleBytes() + LeastSlots() * parts_.expert);
   }
 
   absl::StatusOr<Placement> Place() {
     if (parts_.total > budget_) {
       if (budget_ < Least()) {
-        return absl::ResourceExhaustedError(absl::StrCat(
-            "the weights have ", parts_.total, " bytes and ", budget_,
-            " are left for them; streaming them needs at least ", Least(), " (its largest part, ",
-            std::max(parts_.largest, parts_.expert), " bytes, and what always stays)"));
+        return absl::ResourceExhaustedError(
+            absl::StrCat("the weights have ", parts_.total, " bytes and ", budget_,
+                         " are left for them; streaming them needs at least ", Least()));
       }
       Stream();
     }
@@ -120,8 +123,8 @@ class Placer {
   void Stream() {
     int64_t left = budget_ - parts_.small - parts_.rows - LeastSlots() * parts_.expert;
     if (parts_.embedding >= 0) p_.tiers[parts_.embedding] = Tier::kRows;
-    // With experts: what every token uses stays first; they themselves are chosen anew each time.
-    if (parts_.experts > 0 && parts_.streamable <= left) {
+    // What every token uses stays first; experts are chosen anew each time.
+    if (parts_.streamable <= left) {
       left -= parts_.streamable;
       if (parts_.tied && parts_.embedding >= 0) p_.tiers[parts_.embedding] = Tier::kResident;
     } else {
@@ -130,25 +133,60 @@ class Placer {
     if (parts_.experts > 0) PlaceExperts(left);
   }
 
+  struct Cycle {
+    int64_t largest = 0;  // streamed part: larger ones stay
+    int64_t above = 0;    // bytes of those larger ones
+    int64_t ring = 0;
+  };
+  // With `parts` of the largest streamed part as the ring, or nothing when that is more than
+  // `left`. The ring is memory that keeps no weights, so the few parts above the usual size (the
+  // head) had better stay than make the ring large for all.
+  std::optional<Cycle> FindCycle(int64_t left, int parts) const {
+    Cycle c;
+    for (const int64_t bytes : parts_.sizes) c.above += bytes;
+    for (size_t i = 0; i < parts_.sizes.size(); ++i) {
+      c.above -= parts_.sizes[i];
+      c.largest = parts_.sizes[i];
+      if (i + 1 < parts_.sizes.size() && parts_.sizes[i + 1] == c.largest) continue;
+      c.ring = std::min(parts * c.largest, parts_.streamable - c.above);
+      if (c.above + c.ring <= left) return c;
+    }
+    return std::nullopt;
+  }
+  int64_t LeastCycleBytes() const {
+    int64_t least = parts_.streamable, above = parts_.streamable;
+    for (const int64_t bytes : parts_.sizes) {
+      above -= bytes;
+      least = std::min(least, above + bytes);
+    }
+    return least;
+  }
+
   // Returns what is left of the bytes.
   int64_t StreamCycle(int64_t left) {
-    // Three of the largest keep the disk busy while one is multiplied; with less, less overlaps.
-    int64_t ring = 3 * parts_.largest;
-    if (left < 2 * ring) ring = std::max(2 * parts_.largest, std::min(ring, left / 2));
-    ring = std::min({ring, left, parts_.streamable});
-    left -= ring;
-    p_.ring_bytes = ring;
-    const double share = static_cast<double>(left) / static_cast<double>(parts_.streamable);
+    // One part is multiplied while the next is read; a ring of less than two overlaps less.
+    Cycle c;
+    if (const auto whole = FindCycle(left, kRingParts)) {
+      c = *whole;
+    } else if (const auto least = FindCycle(left, 1)) {
+      c = *least;
+      c.ring = std::min({kRingParts * c.largest, left - c.above, parts_.streamable - c.above});
+    }
+    p_.ring_bytes = c.ring;
+    left -= c.above + c.ring;
+    const double share =
+        static_cast<double>(left) / static_cast<double>(parts_.streamable - c.above);
     // Each kind by itself, so that small and large units are spread alike.
     Spreader attention(share), other(share);
     std::vector<int> streamed;
     for (size_t i = 0; i < layout_.units.size(); ++i) {
       if (!Streamable(i)) continue;
       const WeightUnit& u = layout_.units[i];
+      p_.tiers[i] = Tier::kResident;
+      if (PageUp(u.bytes) > c.largest) continue;
       Spreader& spreader = u.kind == WeightUnit::Kind::kAttention ? attention : other;
       if (spreader.Stays(PageUp(u.bytes))) {
         left -= PageUp(u.bytes);
-        p_.tiers[i] = Tier::kResident;
       } else {
         streamed.push_back(static_cast<int>(i));
       }
@@ -211,14 +249,12 @@ class Placer {
       if (p_.tiers[i] == Tier::kResident) p_.resident_bytes += bytes;
       if (p_.tiers[i] == Tier::kStreamed) p_.streamed_bytes += bytes;
       if (IsExpert(u) && p_.tiers[i] == Tier::kResident) ++resident_experts;
-      if (!IsExpert(u) && (!IsEmbedding(u) || parts_.tied)) p_.used_bytes += u.bytes;
     }
     p_.held_bytes = p_.resident_bytes + p_.ring_bytes + p_.expert_slots * p_.slot_bytes;
     if (parts_.embedding >= 0 && p_.tiers[parts_.embedding] != Tier::kResident)
       p_.held_bytes += parts_.rows;
     if (parts_.expert_units == 0) return;
     const double used = static_cast<double>(config_.experts_used) / config_.experts;
-    p_.used_bytes += static_cast<int64_t>(static_cast<double>(parts_.experts) * used);
     const int64_t on_demand = parts_.expert_units - resident_experts;
     if (on_demand == 0) return;
     // Slots hold what earlier tokens chose, but only when they outlast one token.
@@ -246,28 +282,6 @@ absl::StatusOr<Placement> PlaceWeights(const WeightLayout& layout, const ModelCo
 
 int64_t LeastWeightBytes(const WeightLayout& layout, const ModelConfig& config, int rows) {
   return Placer(layout, config, 0, rows).Least();
-}
-
-Forecast Predict(const Placement& placement, const MachineSpeed& speed, int rows) {
-  const auto seconds = [](double bytes, double rate) { return rate > 0 ? bytes / rate : 0; };
-  Forecast f;
-  const double used = static_cast<double>(placement.used_bytes);
-  f.compute_s = seconds(used, speed.decode_bytes_per_s);
-  f.stream_s = seconds(static_cast<double>(placement.bytes_per_token()), speed.read_bytes_per_s);
-  f.bound = f.stream_s > f.compute_s ? "reading weights" : "computing";
-  const double step = std::max(f.compute_s, f.stream_s);
-  f.decode_tokens_per_s = step > 0 ? 1 / step : 0;
-  // A chunk of a prompt passes every streamed part once, and soon chooses every expert.
-  const double on_demand =
-      placement.demand_bytes > 0
-          ? static_cast<double>(placement.total_bytes - placement.resident_bytes -
-                                placement.streamed_bytes)
-          : 0;
-  const double chunk = std::max(
-      seconds(static_cast<double>(placement.streamed_bytes) + on_demand, speed.read_bytes_per_s),
-      seconds(used * rows, speed.prefill_bytes_per_s));
-  f.prefill_tokens_per_s = chunk > 0 ? rows / chunk : 0;
-  return f;
 }
 
 }  // namespace shoal

@@ -1,11 +1,9 @@
-// Which units of a rank stay in memory and which are streamed, for a given number of bytes; and how
-// fast that is.
+// Which units of a rank stay in memory and which are streamed, for a given number of bytes.
 //
-// Pure functions: `shoal plan` prints them, the loader obeys them.
+// Pure functions: `shoal plan` prints what they say, the loader obeys.
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -30,7 +28,6 @@ struct Placement {
   int64_t held_bytes =
       0;  // resident, ring, slots and embedding rows: what the weights take of the budget
   int64_t total_bytes = 0;  // W: all units
-  int64_t used_bytes = 0;   // that one token of decode multiplies
 
   bool streams() const { return streamed_bytes + demand_bytes > 0; }
   int64_t bytes_per_token() const { return streamed_bytes + demand_bytes; }
@@ -43,24 +40,5 @@ absl::StatusOr<Placement> PlaceWeights(const WeightLayout& layout, const ModelCo
                                        int64_t budget, int rows);
 // The smallest budget that PlaceWeights accepts.
 int64_t LeastWeightBytes(const WeightLayout& layout, const ModelConfig& config, int rows);
-
-// What a machine was measured to do with this model's weights.
-struct MachineSpeed {
-  double read_bytes_per_s = 0;     // from where the weights are, as the streamer reads them
-  double decode_bytes_per_s = 0;   // weights multiplied with one row
-  double prefill_bytes_per_s = 0;  // weights multiplied with a batch, counted once per row
-  double link_bytes_per_s = 0;     // between ranks
-};
-
-struct Forecast {
-  double compute_s = 0;  // of one token
-  double stream_s = 0;
-  double decode_tokens_per_s = 0;
-  double prefill_tokens_per_s = 0;
-  std::string bound;  // "reading weights", "computing"
-};
-// decode: max(compute, bytes_per_token / read), as reading and computing overlap. Prefill: chunks
-// of `rows`.
-Forecast Predict(const Placement& placement, const MachineSpeed& speed, int rows);
 
 }  // namespace shoal

@@ -3,9 +3,11 @@
 #include <errno.h>
 
 #include <atomic>
+#include <condition_variable>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <mutex>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -203,6 +205,45 @@ TEST_P(WeightStreamerTest, ExpertsAreReadOnDemandAndStayWhileThereIsRoom) {
   EXPECT_EQ((*s)->Acquire(4).status().code(), absl::StatusCode::kResourceExhausted);
   for (int u : {1, 2, 3}) (*s)->Release(u);
   Pass(s->get(), {4});
+}
+
+// What the pass waits for goes before everything that is only read ahead.
+TEST_P(WeightStreamerTest, DemandGoesBeforeReadingAhead) {
+  MakeUnits({64 << 20, 1 << 20});
+  Stream({0});
+  options_.units[1].tier = Tier::kOnDemand;
+  options_.ring_bytes = 64 << 20;
+  options_.expert_slots = 1;
+  // Reading ahead stops after the tenth piece until the expert was asked for.
+  struct Gate {
+    std::mutex mu;
+    std::condition_variable cv;
+    bool open = false;
+    std::vector<int64_t> offsets;
+  };
+  auto gate = std::make_shared<Gate>();
+  options_.file.fault = [gate](const IoPiece& p) {
+    std::unique_lock<std::mutex> lock(gate->mu);
+    gate->offsets.push_back(p.offset);
+    gate->cv.notify_all();
+    gate->cv.wait(lock, [&] { return gate->open || gate->offsets.size() < 10; });
+    return 0;
+  };
+  auto s = WeightStreamer::Create(options_);
+  ASSERT_TRUE(s.ok());
+  {
+    std::unique_lock<std::mutex> lock(gate->mu);
+    gate->cv.wait(lock, [&] { return gate->offsets.size() == 10; });
+  }
+  (*s)->Prefetch({1});
+  {
+    std::unique_lock<std::mutex> lock(gate->mu);
+    gate->open = true;
+    gate->cv.notify_all();
+  }
+  Pass(s->get(), {1, 0});
+  std::unique_lock<std::mutex> lock(gate->mu);
+  EXPECT_EQ(gate->offsets[10], 64 << 20);
 }
 
 TEST_P(WeightStreamerTest, EmbeddingReadsOnlyTheRowsAskedFor) {

@@ -2,6 +2,7 @@
 #include "shard/placement.h"
 
 #include <cstring>
+#include <fstream>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
@@ -111,6 +112,35 @@ TEST(Placement, SpreadsStreamedUnitsEvenly) {
   }
 }
 
+// The head is three times a layer's part: as a streamed part it would make the ring, which keeps no
+// weights, three times as large.
+TEST(Placement, ALargeHeadStaysSoThatTheRingIsSmall) {
+  WeightLayout layout = LargeLayout(32, 0);
+  WeightUnit& head = layout.units.back();
+  head.bytes = head.extents[0].bytes = int64_t{360} << 20;
+  layout.bytes = head.offset + head.bytes;
+  const auto p = PlaceWeights(layout, Config(0), int64_t{2} << 30, kRows);
+  ASSERT_TRUE(p.ok()) << p.status();
+  EXPECT_EQ(p->tiers.back(), Tier::kResident);
+  EXPECT_LE(p->ring_bytes, int64_t{2 * 122} << 20);
+  // Where nothing else fits, it streams like the others.
+  const int64_t least = LeastWeightBytes(layout, Config(0), kRows);
+  EXPECT_LT(least, int64_t{380} << 20);
+  const auto tight = PlaceWeights(layout, Config(0), least, kRows);
+  ASSERT_TRUE(tight.ok()) << tight.status();
+  EXPECT_EQ(tight->tiers.back(), Tier::kStreamed);
+}
+
+// Without the embedding, of which only rows are read, everything may fit: nothing streams then.
+TEST(Placement, TheEmbeddingGivesWayFirst) {
+  const WeightLayout layout = LargeLayout(32, 0);
+  const auto p = PlaceWeights(layout, Config(0), layout.bytes - (int64_t{64} << 20), kRows);
+  ASSERT_TRUE(p.ok()) << p.status();
+  EXPECT_EQ(p->tiers[0], Tier::kRows);
+  EXPECT_EQ(p->streamed_bytes, 0);
+  EXPECT_EQ(p->ring_bytes, 0);
+}
+
 TEST(Placement, TooSmallABudgetNamesTheLeastThatWorks) {
   const WeightLayout layout = LargeLayout(32, 0);
   const int64_t least = LeastWeightBytes(layout, Config(0), kRows);
@@ -141,21 +171,6 @@ TEST(Placement, ACacheBelowOneCycleOfExpertsIsNotUsed) {
   EXPECT_GT(Held(layout, *small, Tier::kResident), least);
   const auto large = PlaceWeights(layout, Config(8), least + (int64_t{90 * 40} << 20), kRows);
   EXPECT_GT(large->expert_slots, 64);
-}
-
-TEST(Forecast, IsTheSlowerOfReadingAndComputing) {
-  Placement p;
-  p.total_bytes = p.used_bytes = 6'000'000'000;
-  p.streamed_bytes = 4'000'000'000;
-  MachineSpeed speed{1e9, 20e9, 100e9, 0};
-  Forecast f = Predict(p, speed, 500);
-  EXPECT_NEAR(f.decode_tokens_per_s, 0.25, 1e-9);
-  EXPECT_EQ(f.bound, "reading weights");
-  EXPECT_NEAR(f.prefill_tokens_per_s, 500 / 30.0, 1e-6);  // 6 GB x 500 rows at 100 GB/s
-  p.streamed_bytes = 100'000'000;
-  f = Predict(p, speed, 500);
-  EXPECT_NEAR(f.decode_tokens_per_s, 20e9 / 6e9, 1e-9);
-  EXPECT_EQ(f.bound, "computing");
 }
 
 class WeightStoreTest : public testing::Test {
@@ -292,6 +307,24 @@ TEST_F(WeightStoreTest, DamageIsFoundTheFirstTimeTheUnitIsUsed) {
   EXPECT_EQ(bad.status().code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(bad.status().message()),
               testing::HasSubstr(UnitName(layout_.units[unit])));
+}
+
+TEST_F(WeightStoreTest, DamageOfAnEmbeddingThatIsReadByRowsIsFoundAtTheStart) {
+  Open(Streamable());
+  ASSERT_TRUE(WriteShards(*checkpoint_, config_, temp_.File("s"), {}).ok());
+  const auto shards = OpenCheckpoint(temp_.File("s"));
+  const auto p = PlaceWeights(layout_, config_, LeastWeightBytes(layout_, config_, kRows), kRows);
+  ASSERT_EQ(p->tiers[0], Tier::kRows);
+  EXPECT_TRUE(OpenWeights(**shards, layout_, *p, {}).ok());
+  {
+    std::fstream f(temp_.File("s") + "/rank-000.shard",
+                   std::ios::binary | std::ios::in | std::ios::out);
+    f.seekp(kShardDataOffset + layout_.units[0].bytes - 100);
+    f.put('\x55');
+  }
+  const absl::Status bad = OpenWeights(**shards, layout_, *p, {}).status();
+  EXPECT_EQ(bad.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(bad.message()), testing::HasSubstr("token_embd.weight"));
 }
 
 }  // namespace
