@@ -83,6 +83,8 @@ absl::StatusOr<std::vector<std::string>> EngineCommand(const ServeFlags& f) {
   add("--kv-type", m.kv_type);
   add("--wire", m.wire);
   add("-b", absl::StrCat(m.rows));
+  add("--kv-cache-dir", m.kv_cache_dir);
+  add("--kv-disk", m.kv_disk);
   add("--hostfile", m.hostfile);
   add("--host", m.hosts);
   add("--net", m.net);

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <map>
@@ -53,6 +55,14 @@ void AddModelFlags(CLI::App& app, ModelFlags& f) {
                  "memory of its GPU that a rank may take, such as 8G; weights that do not fit are "
                  "streamed from the host's memory (default: what is free)")
       ->envname("SHOAL_VRAM");
+  app.add_option("--kv-cache-dir", f.kv_cache_dir,
+                 "folder that keeps the KV cache of prompts: one that starts like an earlier one, "
+                 "of this run or another, goes on from there")
+      ->envname("SHOAL_KV_CACHE_DIR");
+  app.add_option("--kv-disk", f.kv_disk,
+                 "what each rank may take on disk for KV cache that memory has no room for, such "
+                 "as 16G (default: 16G with --kv-cache-dir, else nothing)")
+      ->envname("SHOAL_KV_DISK");
   app.add_flag("--in-process", f.in_process, "ranks are threads of this process, without MPI")
       ->envname("SHOAL_IN_PROCESS");
   app.add_option("--hostfile", f.hostfile, "hosts to start ranks on, as mpirun reads it")
@@ -104,6 +114,28 @@ absl::StatusOr<T> Choose(const char* flag, const std::string& value,
 
 }  // namespace
 
+namespace {
+
+absl::StatusOr<KvDiskOptions> ToKvDiskOptions(const ModelFlags& f) {
+  KvDiskOptions o;
+  if (f.kv_cache_dir.empty() && f.kv_disk.empty()) return o;
+  const std::string size = f.kv_disk.empty() ? "16G" : f.kv_disk;
+  const absl::StatusOr<int64_t> bytes = ParseBytes(size);
+  if (!bytes.ok())
+    return UsageError(absl::StrCat("--kv-disk ", size, ": ", bytes.status().message()));
+  o.bytes = *bytes;
+  o.keep = !f.kv_cache_dir.empty();
+  o.dir = f.kv_cache_dir;
+  if (!o.keep) {  // /tmp may lie in memory
+    const char* temporary = std::getenv("TMPDIR");
+    o.dir = temporary != nullptr && *temporary != 0 ? temporary : "/var/tmp";
+  }
+  o.warn = [](const std::string& what) { std::fprintf(stderr, "shoal: %s\n", what.c_str()); };
+  return o;
+}
+
+}  // namespace
+
 absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
   EngineOptions o;
   if (f.tp < 1 || f.pp < 1 || f.tp > 1024 || f.pp > 1024) {
@@ -128,6 +160,9 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
                      {{"f32", KvType::kF32}, {"f16", KvType::kF16}, {"q8_0", KvType::kQ8_0}});
   if (!kv.ok()) return kv.status();
   o.kv_type = *kv;
+  absl::StatusOr<KvDiskOptions> disk = ToKvDiskOptions(f);
+  if (!disk.ok()) return disk.status();
+  o.kv_disk = *std::move(disk);
   o.context = f.context;
   o.rows = f.rows;
   o.cpu.threads = f.threads;

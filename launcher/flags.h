@@ -26,6 +26,8 @@ struct ModelFlags {
   std::string ram;              // bytes for the ranks of a host, such as 4G; empty: what is free
   std::string device = "auto";  // ChooseDevice
   std::string vram;             // bytes of its GPU that a rank may take; empty: what is free
+  std::string kv_cache_dir;     // KV pages are kept there for later runs
+  std::string kv_disk;          // bytes on disk for the KV pages of a rank, such as 16G
   bool in_process = false;      // ranks are threads of this process
   std::string hostfile;
   std::string hosts;

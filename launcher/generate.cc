@@ -53,9 +53,12 @@ absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
 std::string FormatSpeed(const Generation& g) {
   const auto rate = [](double n, double seconds) { return seconds > 0 ? n / seconds : 0.0; };
   const double decoded = g.tokens.empty() ? 0 : static_cast<double>(g.tokens.size()) - 1;
-  return fmt::format("prompt {} tokens, {:.1f} tokens/s; generated {} tokens, {:.1f} tokens/s\n",
-                     g.prompt_tokens, rate(g.prompt_tokens - g.cached_tokens, g.prompt_seconds),
-                     g.tokens.size(), rate(decoded, g.decode_seconds));
+  const std::string cached =
+      g.cached_tokens > 0 ? fmt::format(" ({} cached)", g.cached_tokens) : "";
+  return fmt::format("prompt {} tokens{}, {:.1f} tokens/s; generated {} tokens, {:.1f} tokens/s\n",
+                     g.prompt_tokens, cached,
+                     rate(g.prompt_tokens - g.cached_tokens, g.prompt_seconds), g.tokens.size(),
+                     rate(decoded, g.decode_seconds));
 }
 
 }  // namespace shoal

@@ -60,6 +60,12 @@ RankReport MakeReport(const Rank& rank, const Communicator& world) {
     r.read_depth = s.depth;
     std::snprintf(r.reader, sizeof r.reader, "%s", s.engine.c_str());
   }
+  if (rank.pager() != nullptr) {
+    const KvPagerStats s = rank.pager()->stats();
+    r.pages_out = s.pages_out;
+    r.pages_in = s.pages_in;
+    r.pages_failed = s.failed;
+  }
   return r;
 }
 
@@ -298,6 +304,10 @@ std::string FormatReports(const std::vector<RankReport>& reports) {
         "peak {:.1f} MB\n",
         r, x.host, x.backend, x.layer_begin, x.layer_end - 1, mb(x.memory.weights), mb(x.memory.kv),
         mb(x.memory.workspace), mb(x.peak_bytes));
+    if (x.pages_out + x.pages_in + x.pages_failed > 0) {
+      out += fmt::format("rank {} KV pages on disk: {} written, {} read back, {} lost\n", r,
+                         x.pages_out, x.pages_in, x.pages_failed);
+    }
     if (x.read_bytes == 0) continue;
     out += fmt::format(
         "rank {} reads {:.1f} MB for each token: {:.2f} GB in {:.2f} s ({:.2f} GB/s; {}, depth "

@@ -30,6 +30,8 @@ struct RankReport {
   double wait_seconds = 0;  // the forward pass waited for them
   double read_cpu_seconds = 0;
   int read_depth = 0;
+  // KV pages to and from disk.
+  int64_t pages_out = 0, pages_in = 0, pages_failed = 0;
   char reader[96] = {};  // "io_uring with registered buffers, direct"
 };
 

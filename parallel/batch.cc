@@ -67,6 +67,7 @@ std::vector<uint8_t> EncodeBatch(const Batch& batch) {
   w.Value(batch.prefill_head);
   w.Array(batch.tokens);
   w.Array(batch.runs);
+  w.Array(batch.pages);
   w.Array(batch.table);
   w.Array(batch.logits);
   w.Array(batch.fetch);
@@ -77,8 +78,8 @@ absl::StatusOr<Batch> DecodeBatch(absl::Span<const uint8_t> bytes) {
   Reader r(bytes);
   Batch b;
   if (!r.Value(b.kind) || !r.Value(b.step) || !r.Value(b.decode_rows) || !r.Value(b.prefill_head) ||
-      !r.Array(b.tokens) || !r.Array(b.runs) || !r.Array(b.table) || !r.Array(b.logits) ||
-      !r.Array(b.fetch)) {
+      !r.Array(b.tokens) || !r.Array(b.runs) || !r.Array(b.pages) || !r.Array(b.table) ||
+      !r.Array(b.logits) || !r.Array(b.fetch)) {
     return absl::InternalError(absl::StrCat("a batch of ", bytes.size(),
                                             " bytes ends early: do all ranks run the same shoal?"));
   }

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "comm/communicator.h"
+#include "offload/kv_page_file.h"
 
 namespace shoal {
 
@@ -18,7 +19,9 @@ struct Batch {
   enum class Kind : int32_t {
     kForward,      // run the model over the rows
     kFetchLogits,  // last stage: send the whole logit rows `fetch` of step `step` again
-    kStop,         // leave the loop
+    kListPages,    // tell rank 0 which KV pages of an earlier run this rank has
+    kAwaitLoads,   // wait for the pages that earlier batches load, tell rank 0 which failed
+    kStop,         // write the pages, leave the loop
   };
 
   // A run of rows of one sequence: rows [row, row + rows) are positions [pos, pos + rows) of slot
@@ -38,6 +41,18 @@ struct Batch {
     int32_t block = 0;
   };
 
+  // Before anything else of the batch: blocks go to, or begin to come from, a record of every
+  // rank's page file (offload/kv_pager.h). The content of a page is that of the batches before.
+  struct PageOp {
+    int32_t write = 0;  // else load
+    int32_t record = 0;
+    int32_t count = 0;                   // of blocks
+    int32_t unused = 0;                  // no bytes are left undefined
+    int32_t blocks[kKvPageBlocks] = {};  // loads skip those < 0
+    KvName prefix[kKvPageBlocks] = {};   // that ends with each block
+  };
+  static_assert(sizeof(PageOp) == 336);
+
   // A row whose logits are wanted, and how much of them rank 0 needs.
   struct LogitRow {
     int32_t row = 0;
@@ -52,6 +67,7 @@ struct Batch {
   int32_t prefill_head = 0;     // 1: the head runs on the prefill path too (scoring a text)
   std::vector<int32_t> tokens;  // [rows]
   std::vector<Run> runs;
+  std::vector<PageOp> pages;
   std::vector<TableEntry> table;
   std::vector<LogitRow> logits;
   std::vector<int32_t> fetch;  // indices into the logits of step `step`

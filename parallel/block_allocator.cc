@@ -31,6 +31,7 @@ std::optional<int> BlockAllocator::Allocate() {
     block = idle_.front();
     idle_.pop_front();
     idle_at_[block] = idle_.end();
+    refs_[block] = 1;
     Forget(block);
   } else {
     return std::nullopt;
@@ -71,6 +72,20 @@ void BlockAllocator::Forget(int block) {
   if (!hash_of_[block].has_value()) return;
   known_.erase(*hash_of_[block]);
   hash_of_[block].reset();
+  if (refs_[block] > 0) return;
+  idle_.erase(idle_at_[block]);
+  idle_at_[block] = idle_.end();
+  free_.push_back(block);
+}
+
+void BlockAllocator::Restore(absl::Span<const std::pair<int, PrefixHash>> held) {
+  SHOAL_CHECK(in_use() == 0 && known_.empty(), "blocks are restored before any is handed out");
+  for (const auto& [block, hash] : held) {
+    if (!known_.emplace(hash, block).second) continue;
+    hash_of_[block] = hash;
+    idle_at_[block] = idle_.insert(idle_.end(), block);
+  }
+  std::erase_if(free_, [this](int block) { return hash_of_[block].has_value(); });
 }
 
 }  // namespace shoal

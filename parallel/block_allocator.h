@@ -1,5 +1,5 @@
 // Which KV blocks are in use, and which hold a prefix that may be wanted again. Rank 0 only; no
-// I/O.
+// I/O. The records of the page file are handed out by the same rules: there a "block" is a record.
 //
 // A full block is known by a hash over its tokens, all tokens before it and a salt, so that a later
 // sequence that starts alike takes it over (as vLLM's automatic prefix caching does). A block that
@@ -10,6 +10,7 @@
 #include <list>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -21,6 +22,10 @@ struct PrefixHash {
   uint64_t low = 0;
   uint64_t high = 0;
   friend bool operator==(const PrefixHash&, const PrefixHash&) = default;
+};
+
+struct PrefixHasher {
+  size_t operator()(const PrefixHash& h) const { return h.low; }
 };
 
 // Hash of a block's tokens that follows `previous` (the salt, for the first block).
@@ -44,19 +49,19 @@ class BlockAllocator {
   // The block now holds this whole prefix. Keeps the first block when two hold the same.
   void Publish(int block, const PrefixHash& hash);
   void Release(int block);
+  // What the block holds is no longer known, whoever uses it.
+  void Forget(int block);
+  // Blocks that nobody uses hold these prefixes, the least recently used first. REQUIRES: nothing
+  // is handed out yet.
+  void Restore(absl::Span<const std::pair<int, PrefixHash>> held);
 
  private:
-  struct Hasher {
-    size_t operator()(const PrefixHash& h) const { return h.low; }
-  };
-  void Forget(int block);
-
   std::vector<int> refs_;
   std::vector<std::optional<PrefixHash>> hash_of_;
   std::vector<int> free_;
   std::list<int> idle_;  // cached, no users; front is the least recently used
   std::vector<std::list<int>::iterator> idle_at_;
-  std::unordered_map<PrefixHash, int, Hasher> known_;
+  std::unordered_map<PrefixHash, int, PrefixHasher> known_;
 };
 
 }  // namespace shoal

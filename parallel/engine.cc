@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "kernels/check.h"
 #include "kernels/status_macros.h"
 
 namespace shoal {
 namespace {
 
-SchedulerLimits LimitsOf(const EngineOptions& o) {
+constexpr int kTimedRows = 32;  // of a prompt: enough to say what a token takes
+
+SchedulerLimits LimitsOf(const EngineOptions& o, const Rank& rank) {
   SchedulerLimits l;
   l.rows = o.rows;
   l.rows_beside_decode = std::max(1, o.rows / 2);
@@ -17,6 +21,7 @@ SchedulerLimits LimitsOf(const EngineOptions& o) {
   l.context = o.context;
   l.blocks = (o.kv_tokens + kKvBlockTokens - 1) / kKvBlockTokens;
   l.prefix_cache = o.prefix_cache;
+  l.pages = rank.pager() == nullptr ? 0 : rank.page_records();
   return l;
 }
 
@@ -31,7 +36,7 @@ RowLogits ToRowLogits(ShardRow&& row) {
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Rank> rank, const EngineOptions& options)
-    : rank_(std::move(rank)), options_(options), scheduler_(LimitsOf(options)) {}
+    : rank_(std::move(rank)), options_(options), scheduler_(LimitsOf(options, *rank_)) {}
 
 Engine::~Engine() { Stop(); }
 
@@ -40,6 +45,7 @@ void Engine::Stop() {
   stopped_ = true;
   Batch stop;
   stop.kind = Batch::Kind::kStop;
+  stop.pages = scheduler_.TakeWrites();
   // A peer that is gone already needs no stop.
   Launch(stop).IgnoreError();
 }
@@ -54,13 +60,56 @@ absl::Status Engine::Launch(Batch& batch) {
   return s;
 }
 
+// Learns which pages of an earlier run all ranks have.
+absl::Status Engine::ListPages() {
+  pages_listed_ = true;
+  if (rank_->pager() == nullptr || !options_.kv_disk.keep) return absl::OkStatus();
+  Batch list;
+  list.kind = Batch::Kind::kListPages;
+  SHOAL_RETURN_IF_ERROR(Launch(list));
+  const auto pages = rank_->CollectPages();
+  broken_ = !pages.ok();
+  if (broken_) return pages.status();
+  scheduler_.RestorePages(*pages);
+  return absl::OkStatus();
+}
+
+// Waits until every rank has read its part of the pages under way.
+absl::Status Engine::AwaitLoads() {
+  Batch await;
+  await.kind = Batch::Kind::kAwaitLoads;
+  SHOAL_RETURN_IF_ERROR(Launch(await));
+  const auto worked = rank_->CollectLoads(scheduler_.loads_pending());
+  broken_ = !worked.ok();
+  if (broken_) return worked.status();
+  scheduler_.FinishLoads(*worked);
+  const KvPagerStats stats = rank_->pager()->stats();
+  if (stats.pages_in > 0) page_s_ = stats.read_s / static_cast<double>(stats.pages_in);
+  scheduler_.SetCosts(page_s_, token_s_);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::vector<TokenEvent>> Engine::Step() {
   std::vector<TokenEvent> events;
+  if (!pages_listed_) SHOAL_RETURN_IF_ERROR(ListPages());
   while (static_cast<int>(in_flight_.size()) < rank_->mesh().stages()) {
+    if (scheduler_.loads_pending() > 0 && rank_->pager()->loads_done()) {
+      SHOAL_RETURN_IF_ERROR(AwaitLoads());
+    }
     std::optional<Scheduler::Step> step = scheduler_.Next();
+    if (!step.has_value() && scheduler_.loads_pending() > 0 && in_flight_.empty()) {
+      SHOAL_RETURN_IF_ERROR(AwaitLoads());  // nothing else to do meanwhile
+      step = scheduler_.Next();
+    }
     if (!step.has_value()) break;
     in_flight_.push_back({*std::move(step), std::nullopt});
-    SHOAL_RETURN_IF_ERROR(Launch(in_flight_.back().step.batch));
+    Batch& batch = in_flight_.back().step.batch;
+    const absl::Time start = absl::Now();
+    SHOAL_RETURN_IF_ERROR(Launch(batch));
+    // A pipeline is as fast as its stages, so this holds for several of them too.
+    if (batch.decode_rows == 0 && batch.rows() >= kTimedRows) {
+      token_s_ = absl::ToDoubleSeconds(absl::Now() - start) / batch.rows();
+    }
   }
   if (!in_flight_.empty()) {
     InFlight oldest = std::move(in_flight_.front());

@@ -68,6 +68,8 @@ class Engine {
     std::optional<std::vector<ShardRow>> results;  // when they had to be collected early
   };
   absl::Status Launch(Batch& batch);
+  absl::Status ListPages();
+  absl::Status AwaitLoads();
   absl::StatusOr<std::vector<TokenEvent>> Finish(InFlight oldest);
   absl::StatusOr<std::vector<Sample>> SampleAll(const Scheduler::Step& step,
                                                 std::vector<ShardRow> rows);
@@ -80,6 +82,9 @@ class Engine {
   int64_t score_step_ = 0;
   bool broken_ = false;
   bool stopped_ = false;
+  bool pages_listed_ = false;
+  double page_s_ = 0;   // reading a KV page takes, as measured
+  double token_s_ = 0;  // computing a token of a prompt takes
 };
 
 }  // namespace shoal

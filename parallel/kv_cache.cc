@@ -1,5 +1,7 @@
 #include "parallel/kv_cache.h"
 
+#include <cstring>
+
 #include "absl/strings/str_cat.h"
 
 namespace shoal {
@@ -34,6 +36,32 @@ absl::Status KvCache::Apply(const std::vector<Batch::TableEntry>& entries) {
     tables_[int64_t{e.slot} * blocks_per_slot_ + e.index] = e.block;
   }
   return absl::OkStatus();
+}
+
+absl::Status KvCache::CheckBlocks(absl::Span<const int32_t> blocks, bool may_skip) const {
+  for (const int32_t b : blocks) {
+    if (b < blocks_ && (b >= 0 || may_skip)) continue;
+    return absl::InternalError(absl::StrCat("a KV page names block ", b, " of ", blocks_));
+  }
+  return absl::OkStatus();
+}
+
+void KvCache::CopyOut(int layer, absl::Span<const int32_t> blocks, uint8_t* to) {
+  const KvLayer kv = this->layer(layer);
+  const int64_t bytes = shape_.block_bytes();
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    std::memcpy(to + static_cast<int64_t>(i) * bytes, kv.base + blocks[i] * kv.block_stride, bytes);
+  }
+}
+
+void KvCache::CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) {
+  const KvLayer kv = this->layer(layer);
+  const int64_t bytes = shape_.block_bytes();
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (blocks[i] < 0) continue;
+    std::memcpy(kv.base + blocks[i] * kv.block_stride, from + static_cast<int64_t>(i) * bytes,
+                bytes);
+  }
 }
 
 absl::Status KvCache::CheckRun(const Batch::Run& run, int rows) const {

@@ -22,6 +22,7 @@ constexpr int kDefaultContext = 4096;
 // Of a device's free memory that is left alone: code of kernels, staging, what other programs take.
 constexpr int64_t kDeviceMargin = int64_t{256} << 20;
 constexpr int kMaxSequences = 4096;
+constexpr int64_t kMostPages = 1 << 20;  // of a page file: bounds the index
 
 // Bytes of the result of one row from a shard of `vocab` tokens.
 // Layout: log_sum_exp f64, then one of: target logit f32 + 4 bytes; k candidates (token i32, logit
@@ -88,7 +89,20 @@ KvShape KvShapeOf(const ModelConfig& config, const EngineOptions& o, const RankP
   return {o.kv_type, static_cast<int>(plan.kv_heads.size()), config.head_dim};
 }
 
+KvPageShape PageShapeOf(const ModelConfig& config, const EngineOptions& o, const RankPlan& plan) {
+  return {static_cast<int>(plan.layers.size()), KvShapeOf(config, o, plan).block_bytes()};
+}
+
 }  // namespace
+
+int KvPageRecords(const ModelConfig& config, const EngineOptions& o, const ShardPlan& plan) {
+  int64_t records = o.kv_disk.bytes > 0 ? kMostPages : 0;
+  for (const RankPlan& rank : plan.ranks) {
+    const int64_t bytes = o.kv_disk.bytes - kKvFileHeaderBytes;
+    records = std::min(records, bytes / PageShapeOf(config, o, rank).record_bytes());
+  }
+  return static_cast<int>(std::max<int64_t>(0, records));
+}
 
 absl::StatusOr<EngineOptions> ResolveOptions(const ModelConfig& config, EngineOptions o) {
   if (o.context == 0) o.context = std::min(config.context, kDefaultContext);
@@ -127,6 +141,8 @@ absl::StatusOr<RankMemory> Rank::MemoryNeeded(const Checkpoint& checkpoint,
   m.weights = layout.bytes;
   m.kv = KvBlocks(options) * KvCache::BlockBytes(KvShapeOf(config, options, plan),
                                                  static_cast<int>(plan.layers.size()));
+  if (options.kv_disk.bytes > 0)
+    m.kv += KvPager::MemoryBytes(PageShapeOf(config, options, plan), KvPager::Options{});
   m.workspace = backend.WorkspaceBytes(Model::BackendLimits(config, plan, limits)) +
                 Model::ActivationBytes(config, plan, limits);
   if (plan.last_stage)
@@ -164,6 +180,7 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
                                          static_cast<int>(plan.layers.size()), KvBlocks(options),
                                          options.sequences, blocks_per_slot));
   rank->kv_ = std::make_unique<KvCache>(std::move(kv));
+  SHOAL_RETURN_IF_ERROR(rank->OpenPager(checkpoint));
   SHOAL_ASSIGN_OR_RETURN(
       rank->model_,
       Model::Create(rank->config_, rank->layout_, LimitsOf(options), options.wire, *rank->mesh_,
@@ -233,8 +250,14 @@ absl::Status Rank::LoadDeviceWeights(const Checkpoint& checkpoint, const Progres
 }
 
 absl::Status Rank::Run(const Batch& batch) {
-  if (batch.kind == Batch::Kind::kStop) return absl::OkStatus();
-  if (batch.kind == Batch::Kind::kForward) SHOAL_RETURN_IF_ERROR(model_->Forward(batch));
+  SHOAL_RETURN_IF_ERROR(RunPages(batch));
+  if (batch.kind != Batch::Kind::kForward && batch.kind != Batch::Kind::kFetchLogits) {
+    return absl::OkStatus();
+  }
+  if (batch.kind == Batch::Kind::kForward) {
+    if (batch.rows() == 0) return kv_->Apply(batch.table);
+    SHOAL_RETURN_IF_ERROR(model_->Forward(batch));
+  }
   if (!mesh_->plan().last_stage || ResultRows(batch).empty()) return absl::OkStatus();
   SHOAL_ASSIGN_OR_RETURN(std::vector<uint8_t> results, ComputeResults(batch));
   if (mesh_->world().rank() == 0) {
@@ -339,7 +362,7 @@ absl::Status Rank::RunWorker() {
   for (;;) {
     Batch batch;
     SHOAL_RETURN_IF_ERROR(BroadcastBatch(mesh_->world(), batch));
-    if (batch.kind == Batch::Kind::kStop) return absl::OkStatus();
+    if (batch.kind == Batch::Kind::kStop) return Run(batch);
     if (absl::Status s = Run(batch); !s.ok()) {
       mesh_->world().Abort(s);
       return s;

@@ -6,12 +6,14 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "comm/communicator.h"
 #include "kernels/backend.h"
+#include "offload/kv_pager.h"
 #include "offload/memory_budget.h"
 #include "parallel/batch.h"
 #include "parallel/kv_cache.h"
@@ -27,6 +29,14 @@
 
 namespace shoal {
 
+// KV pages on disk.
+struct KvDiskOptions {
+  std::string dir;                               // where the file of each rank lies
+  bool keep = false;                             // pages serve later runs too
+  int64_t bytes = 0;                             // of each rank's file; 0: nothing goes to disk
+  std::function<void(const std::string&)> warn;  // once, from any thread
+};
+
 struct EngineOptions {
   ShardRequest shard;
   Wire wire = Wire::kF32;
@@ -36,6 +46,7 @@ struct EngineOptions {
   int rows = 512;     // of a batch
   int kv_tokens = 0;  // KV pool; 0: context * sequences
   bool prefix_cache = true;
+  KvDiskOptions kv_disk;
   // Bytes for all that the rank holds, negative when there is less than nothing; 0: no limit,
   // nothing is streamed.
   int64_t memory = 0;
@@ -48,12 +59,14 @@ struct EngineOptions {
 // Options with every default filled in and checked against the model (kInvalidArgument: say what
 // the model allows).
 absl::StatusOr<EngineOptions> ResolveOptions(const ModelConfig& config, EngineOptions options);
+// Pages that the file of every rank of the plan can hold.
+int KvPageRecords(const ModelConfig& config, const EngineOptions& options, const ShardPlan& plan);
 
 // Bytes a rank takes, by what for.
 struct RankMemory {
   int64_t weights = 0;   // with what streams them
   int64_t streamed = 0;  // of the model, not in memory: read again for each token
-  int64_t kv = 0;
+  int64_t kv = 0;        // with the staging of its pages
   int64_t workspace = 0;
   int64_t total() const { return weights + kv + workspace; }
 };
@@ -87,11 +100,18 @@ class Rank {
   // Rank 0 only: the results of a forward or fetch batch, one entry for each logit (or fetched)
   // row, merged over the vocabulary shards.
   absl::StatusOr<std::vector<ShardRow>> Collect(const Batch& batch);
+  // Rank 0 only, after Run of a kListPages batch: the pages that all ranks have, the least recently
+  // written first.
+  absl::StatusOr<std::vector<KeptPage>> CollectPages();
+  // Rank 0 only, after Run of a kAwaitLoads batch: which of the `count` loads worked on all ranks.
+  absl::StatusOr<std::vector<bool>> CollectLoads(int count);
 
   const Mesh& mesh() const { return *mesh_; }
   const ShardPlan& plan() const { return plan_; }
+  int page_records() const { return page_records_; }  // that its file can hold
   const RankMemory& memory() const { return memory_; }
   const WeightStore& weights() const { return weights_; }
+  KvPager* pager() const { return pager_.get(); }  // null: nothing goes to disk
   // What another rank of the plan takes.
   absl::StatusOr<RankMemory> MemoryOf(const Checkpoint& checkpoint, const RankPlan& plan) const {
     return MemoryNeeded(checkpoint, config_, options_, plan, *backend_);
@@ -103,6 +123,8 @@ class Rank {
 
  private:
   Rank() = default;
+  absl::Status OpenPager(const Checkpoint& checkpoint);
+  absl::Status RunPages(const Batch& batch);
   absl::Status LoadWeights(const Checkpoint& checkpoint, const Progress& progress);
   absl::Status LoadDeviceWeights(const Checkpoint& checkpoint, const Progress& progress);
   WeightStoreOptions StoreOptions(const Progress& progress) const;
@@ -122,6 +144,9 @@ class Rank {
   WeightLayout layout_;
   WeightStore weights_;
   std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<KvPager> pager_;  // uses kv_
+  int page_records_ = 0;
+  std::vector<uint8_t> own_loads_;  // rank 0: its answer to kAwaitLoads
   std::unique_ptr<Model> model_;
   // Hidden rows of the last few steps, so that whole logit rows can be asked for again.
   struct Kept {

@@ -20,7 +20,8 @@ int BlocksFor(int64_t tokens) {
 
 }  // namespace
 
-Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), blocks_(limits.blocks) {
+Scheduler::Scheduler(const SchedulerLimits& limits)
+    : limits_(limits), blocks_(limits.blocks), pages_(limits.pages), prefixes_(limits.pages) {
   SHOAL_CHECK(limits.rows > 0 && limits.slots > 0 && limits.context > 0 && limits.blocks > 0,
               "a scheduler needs rows, slots, context and blocks");
   for (int s = limits.slots - 1; s >= 0; --s) free_slots_.push_back(s);
@@ -70,7 +71,7 @@ void Scheduler::Cancel(SequenceId id) {
   Sequence& s = *it->second;
   if (s.slot < 0) {
     PopWaiting(s);
-  } else if (s.steps_in_flight > 0) {
+  } else if (s.steps_in_flight > 0 || s.loading > 0) {
     s.cancelled = true;  // its blocks are still being written
     return;
   }
@@ -81,10 +82,11 @@ void Scheduler::Cancel(SequenceId id) {
 std::optional<Scheduler::Step> Scheduler::Next() {
   Step step;
   Batch& batch = step.batch;
+  WritePages(batch.pages);
   int rows = 0;
   // 1. One row of everything that decodes. Copied: preemption changes running_.
   for (Sequence* s : std::vector<Sequence*>(running_)) {
-    if (rows >= limits_.rows || s->slot < 0 || s->cancelled || s->awaiting_sample) continue;
+    if (rows >= limits_.rows || s->slot < 0 || s->blocked()) continue;
     if (s->scheduled < s->prefill_end || s->remaining() != 1) continue;
     if (!GrowOrPreempt(*s, 1, batch)) continue;
     AddRun(*s, 1, /*decode=*/true, step);
@@ -105,20 +107,20 @@ std::optional<Scheduler::Step> Scheduler::Next() {
   // 2. Chunks of what is admitted (the row of a decode above leaves nothing remaining).
   for (Sequence* s : running_) {
     if (rows >= limit) break;
-    if (!s->cancelled && !s->awaiting_sample && s->remaining() > 0) add_chunk(*s);
+    if (!s->blocked() && s->remaining() > 0) add_chunk(*s);
   }
   // 3. New ones.
   while (rows < limit && !free_slots_.empty()) {
     Sequence* s = NextWaiting();
     if (s == nullptr || !Admit(*s, batch)) break;
-    add_chunk(*s);
+    if (!s->blocked()) add_chunk(*s);
   }
   // 4. Several half-done prompts hold all blocks: the first goes on, the last gives way.
   if (rows == 0 && !running_.empty() && !AnyInFlight()) {
     Sequence& first = *running_.front();
     if (GrowOrPreempt(first, 1, batch)) add_chunk(first);
   }
-  if (rows == 0) return std::nullopt;
+  if (rows == 0 && batch.pages.empty()) return std::nullopt;
 
   // Decode rows come first in the batch.
   std::stable_partition(batch.runs.begin(), batch.runs.end(),
@@ -168,17 +170,21 @@ std::vector<Scheduler::Finished> Scheduler::Complete(const Step& step,
     }
   }
   for (const Finished& f : finished) Remove(*sequences_.at(f.id));
+  EndCancelled(finished);
+  return finished;
+}
+
+void Scheduler::EndCancelled(std::vector<Finished>& finished) {
   for (Sequence* s : std::vector<Sequence*>(running_)) {
-    if (!s->cancelled || s->steps_in_flight > 0) continue;
+    if (!s->cancelled || s->steps_in_flight > 0 || s->loading > 0) continue;
     finished.push_back({s->id, FinishReason::kCancelled});
     Remove(*s);
   }
-  return finished;
 }
 
 bool Scheduler::AnyInFlight() const {
   return std::any_of(running_.begin(), running_.end(),
-                     [](const Sequence* s) { return s->steps_in_flight > 0; });
+                     [](const Sequence* s) { return s->steps_in_flight > 0 || s->loading > 0; });
 }
 
 std::vector<Scheduler::Finished> Scheduler::TakeCancelled() {
@@ -196,6 +202,7 @@ Scheduler::Stats Scheduler::stats() const {
   s.running = static_cast<int>(running_.size());
   s.blocks_in_use = blocks_.in_use();
   s.blocks_total = blocks_.total();
+  s.pages_in_use = pages_.in_use();
   return s;
 }
 
@@ -224,22 +231,22 @@ void Scheduler::PopWaiting(const Sequence& s) {
 
 // Takes over cached blocks and a slot. False when the first block it still needs is not there.
 bool Scheduler::Admit(Sequence& s, Batch& batch) {
-  std::vector<int> shared;
-  std::vector<PrefixHash> hashes;
-  PrefixHash hash = s.request.salt;
+  std::vector<PrefixHash> hashes;  // of every block that could be taken over
   const size_t length = s.tokens.size();
   for (size_t end = kKvBlockTokens; limits_.prefix_cache && end < length; end += kKvBlockTokens) {
-    hash =
-        ExtendPrefix(hash, absl::MakeSpan(s.tokens).subspan(end - kKvBlockTokens, kKvBlockTokens));
+    hashes.push_back(
+        ExtendPrefix(hashes.empty() ? s.request.salt : hashes.back(),
+                     absl::MakeSpan(s.tokens).subspan(end - kKvBlockTokens, kKvBlockTokens)));
+  }
+  std::vector<int> shared;
+  for (const PrefixHash& hash : hashes) {
     const std::optional<int> block = blocks_.Lookup(hash);
     if (!block.has_value()) break;
     shared.push_back(*block);
-    hashes.push_back(hash);
   }
+  const int found = static_cast<int>(shared.size());
   // Enough for the whole prompt, so that two long prompts do not starve each other half-way.
-  if (blocks_.available() <
-          BlocksFor(static_cast<int64_t>(length)) - static_cast<int>(shared.size()) &&
-      !running_.empty()) {
+  if (blocks_.available() < BlocksFor(static_cast<int64_t>(length)) - found && !running_.empty()) {
     for (int b : shared) blocks_.Release(b);
     return false;
   }
@@ -248,15 +255,165 @@ bool Scheduler::Admit(Sequence& s, Batch& batch) {
   s.slot = free_slots_.back();
   free_slots_.pop_back();
   s.admitted = ++admissions_;
-  s.scheduled = static_cast<int>(shared.size()) * kKvBlockTokens;
+  s.scheduled = found * kKvBlockTokens;
+  s.blocks = std::move(shared);
+  s.hashes.assign(hashes.begin(), hashes.begin() + found);
+  for (int i = 0; i < found; ++i) batch.table.push_back({s.slot, i, s.blocks[i]});
+  for (const DiskPart& part : FindOnDisk(hashes, found)) Load(s, part, hashes, batch);
   s.cached_tokens = s.scheduled;
   totals_.cached_tokens += s.scheduled;
-  s.blocks = std::move(shared);
-  s.hashes = std::move(hashes);
-  for (size_t i = 0; i < s.blocks.size(); ++i)
-    batch.table.push_back({s.slot, static_cast<int32_t>(i), s.blocks[i]});
   running_.push_back(&s);
   return true;
+}
+
+// The pages on disk that follow the first `begin` blocks, as far as they go and are worth reading.
+std::vector<Scheduler::DiskPart> Scheduler::FindOnDisk(const std::vector<PrefixHash>& hashes,
+                                                       int begin) {
+  std::vector<DiskPart> parts;
+  const int count = limits_.pages > 0 ? static_cast<int>(hashes.size()) : 0;
+  int at = begin;
+  while (at < count) {
+    // The whole page, or the longest part of it that was written when a sequence ended.
+    int end = std::min(count, (at / kKvPageBlocks + 1) * kKvPageBlocks);
+    std::optional<int> record;
+    while (end > at && !(record = LookupPage(hashes[end - 1])).has_value()) --end;
+    if (!record.has_value()) break;
+    parts.push_back({*record, at, end});
+    at = end;
+    if (end % kKvPageBlocks != 0) break;
+  }
+  const double read_s = page_s_ * static_cast<double>(parts.size());
+  const bool worth =
+      read_s == 0 || token_s_ == 0 || read_s < token_s_ * kKvBlockTokens * (at - begin);
+  if (worth) return parts;
+  for (const DiskPart& part : parts) pages_.Release(part.record);
+  return {};
+}
+
+// REQUIRES: blocks [0, part.begin) are there and blocks for the rest can be had.
+void Scheduler::Load(Sequence& s, const DiskPart& part, const std::vector<PrefixHash>& hashes,
+                     Batch& batch) {
+  Batch::PageOp op;
+  op.record = part.record;
+  const int page_begin = part.begin / kKvPageBlocks * kKvPageBlocks;
+  op.count = part.end - page_begin;
+  for (int i = page_begin; i < part.end; ++i) {
+    op.prefix[i - page_begin] = {hashes[i].low, hashes[i].high};
+    op.blocks[i - page_begin] = -1;
+    if (i < part.begin) continue;
+    const int block = *blocks_.Allocate();
+    op.blocks[i - page_begin] = block;
+    batch.table.push_back({s.slot, i, block});
+    s.blocks.push_back(block);
+    s.hashes.push_back(hashes[i]);
+  }
+  batch.pages.push_back(op);
+  ++s.loading;
+  s.scheduled = part.end * kKvBlockTokens;
+  totals_.disk_tokens += int64_t{part.end - part.begin} * kKvBlockTokens;
+  loads_.push_back({&s, part});
+}
+
+void Scheduler::FinishLoads(const std::vector<bool>& worked) {
+  SHOAL_CHECK(worked.size() == loads_.size(), "one answer for each load");
+  for (size_t i = 0; i < worked.size(); ++i) {
+    Sequence& s = *loads_[i].sequence;
+    const DiskPart& part = loads_[i].part;
+    --s.loading;
+    if (!worked[i]) {
+      pages_.Forget(part.record);
+      IndexPage(part.record, {});
+      ++totals_.pages_lost;
+    }
+    pages_.Release(part.record);
+    const bool follows = static_cast<int>(s.blocks.size()) >= part.end;  // all before it worked
+    if (!worked[i] || !follows) {
+      if (follows) Truncate(s, part.begin);
+      continue;
+    }
+    for (int b = part.begin; b < part.end; ++b) blocks_.Publish(s.blocks[b], s.hashes[b]);
+  }
+  loads_.clear();
+  EndCancelled(cancelled_);
+}
+
+// Keeps the first blocks only: what follows is computed.
+void Scheduler::Truncate(Sequence& s, int blocks) {
+  while (static_cast<int>(s.blocks.size()) > blocks) {
+    blocks_.Release(s.blocks.back());
+    s.blocks.pop_back();
+  }
+  s.hashes.resize(blocks);
+  const int lost = s.scheduled - blocks * kKvBlockTokens;
+  s.scheduled -= lost;
+  s.cached_tokens -= lost;
+  totals_.cached_tokens -= lost;
+  totals_.disk_tokens -= lost;
+}
+
+// Full blocks [begin, end) of a page go to disk with the next step, before their memory can be used
+// for anything else.
+void Scheduler::WriteLater(const Sequence& s, int begin, int end) {
+  if (limits_.pages == 0 || begin >= end || record_of_.contains(s.hashes[end - 1])) return;
+  writes_.push_back({{s.hashes.begin() + begin, s.hashes.begin() + end},
+                     {s.blocks.begin() + begin, s.blocks.begin() + end}});
+}
+
+void Scheduler::WritePages(std::vector<Batch::PageOp>& ops) {
+  for (PendingWrite& w : writes_) {
+    if (record_of_.contains(w.prefix.back())) continue;
+    const std::optional<int> record = pages_.Allocate();
+    if (!record.has_value()) continue;  // all are being read: the page is computed again
+    pages_.Publish(*record, w.prefix.back());
+    Batch::PageOp op;
+    op.write = 1;
+    op.record = *record;
+    op.count = static_cast<int>(w.blocks.size());
+    for (int i = 0; i < op.count; ++i) {
+      op.blocks[i] = w.blocks[i];
+      op.prefix[i] = {w.prefix[i].low, w.prefix[i].high};
+    }
+    ops.push_back(op);
+    IndexPage(*record, std::move(w.prefix));
+    pages_.Release(*record);
+    ++totals_.pages_written;
+  }
+  writes_.clear();
+}
+
+// A reference on the record that holds the block which ends this prefix.
+std::optional<int> Scheduler::LookupPage(const PrefixHash& prefix) {
+  const auto it = record_of_.find(prefix);
+  if (it == record_of_.end()) return std::nullopt;
+  return pages_.Lookup(prefixes_[it->second].back());
+}
+
+// The record now holds these blocks. Of two that hold the same block the later is used.
+void Scheduler::IndexPage(int record, std::vector<PrefixHash> prefix) {
+  for (const PrefixHash& old : prefixes_[record]) {
+    if (const auto it = record_of_.find(old); it != record_of_.end() && it->second == record)
+      record_of_.erase(it);
+  }
+  for (const PrefixHash& now : prefix) record_of_[now] = record;
+  prefixes_[record] = std::move(prefix);
+}
+
+void Scheduler::RestorePages(absl::Span<const KeptPage> pages) {
+  std::vector<std::pair<int, PrefixHash>> held;
+  std::unordered_map<PrefixHash, int, PrefixHasher> last;
+  for (const KeptPage& page : pages) last[page.prefix.back()] = page.record;
+  for (const KeptPage& page : pages) {
+    if (last.at(page.prefix.back()) != page.record) continue;  // the same page twice
+    held.push_back({page.record, page.prefix.back()});
+    IndexPage(page.record, page.prefix);
+  }
+  pages_.Restore(held);
+}
+
+std::vector<Batch::PageOp> Scheduler::TakeWrites() {
+  std::vector<Batch::PageOp> ops;
+  WritePages(ops);
+  return ops;
 }
 
 // Blocks for the next `tokens` tokens; all or nothing.
@@ -273,19 +430,23 @@ bool Scheduler::Grow(Sequence& s, int tokens, Batch& batch) {
 
 bool Scheduler::GrowOrPreempt(Sequence& s, int tokens, Batch& batch) {
   while (!Grow(s, tokens, batch)) {
-    if (!PreemptAnother(s)) return false;
+    if (!PreemptAnother(s, batch)) return false;
   }
   return true;
 }
 
 // The sequence admitted last gives way, unless that is `keep` itself or a step in flight uses its
 // blocks.
-bool Scheduler::PreemptAnother(const Sequence& keep) {
+bool Scheduler::PreemptAnother(const Sequence& keep, Batch& batch) {
   for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
     Sequence& victim = **it;
     if (&victim == &keep) return false;
-    if (victim.steps_in_flight > 0 || victim.cancelled) continue;
+    if (victim.steps_in_flight > 0 || victim.loading > 0 || victim.cancelled) continue;
+    // What it leaves is written before this step; pages that this step fills, with the next.
+    std::vector<PendingWrite> later = std::exchange(writes_, {});
     ReleaseBlocks(victim);
+    WritePages(batch.pages);
+    writes_ = std::move(later);
     victim.scheduled = 0;
     ++totals_.preempted;
     Enqueue(victim, /*front=*/true);
@@ -303,17 +464,23 @@ void Scheduler::AddRun(Sequence& s, int rows, bool decode, Step& step) {
 
 // Later steps run after the one that fills a block, so it may be shared from now on.
 void Scheduler::PublishBlocks(Sequence& s) {
-  if (!limits_.prefix_cache) return;
+  if (!limits_.prefix_cache && limits_.pages == 0) return;
   while (static_cast<int>(s.hashes.size() + 1) * kKvBlockTokens <= s.scheduled) {
     const size_t i = s.hashes.size();
     const PrefixHash previous = i == 0 ? s.request.salt : s.hashes.back();
     s.hashes.push_back(ExtendPrefix(
         previous, absl::MakeSpan(s.tokens).subspan(i * kKvBlockTokens, kKvBlockTokens)));
-    blocks_.Publish(s.blocks[i], s.hashes.back());
+    if (limits_.prefix_cache) blocks_.Publish(s.blocks[i], s.hashes.back());
+    const int end = static_cast<int>(i) + 1;
+    if (end % kKvPageBlocks == 0) WriteLater(s, end - kKvPageBlocks, end);
   }
 }
 
 void Scheduler::ReleaseBlocks(Sequence& s) {
+  if (s.loading == 0) {
+    const int end = static_cast<int>(s.hashes.size());
+    WriteLater(s, end / kKvPageBlocks * kKvPageBlocks, end);
+  }
   // Last block first: the least recently used is taken first, and a prefix is useless without its
   // beginning.
   for (auto it = s.blocks.rbegin(); it != s.blocks.rend(); ++it) blocks_.Release(*it);

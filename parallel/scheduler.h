@@ -4,6 +4,11 @@
 // of admitted sequences, then admits waiting ones, clients in turn. When KV blocks run out, the
 // sequence admitted last gives its blocks back and is computed again later (its prefix is usually
 // still cached).
+//
+// With pages on disk every page (16 blocks) is written once it is full, and the rest of a sequence
+// when it ends or gives way. Blocks that memory has lost come back from there when that is cheaper
+// than computing them: the sequence waits, the others go on, until FinishLoads() says that every
+// rank has read them.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +18,7 @@
 #include <memory>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -33,6 +39,13 @@ struct SchedulerLimits {
   int waiting = 1024;  // sequences in the queue
   int64_t waiting_tokens = int64_t{1} << 22;
   bool prefix_cache = true;
+  int pages = 0;  // KV pages that the disk holds; 0: nothing goes to disk
+};
+
+// A page on disk from an earlier run.
+struct KeptPage {
+  int record = 0;
+  std::vector<PrefixHash> prefix;  // that ends with each of its blocks
 };
 
 // One thread.
@@ -54,6 +67,10 @@ class Scheduler {
     int64_t preempted = 0;
     int64_t prompt_tokens = 0;
     int64_t cached_tokens = 0;
+    int64_t disk_tokens = 0;  // of cached_tokens, those read back from disk
+    int64_t pages_written = 0;
+    int pages_in_use = 0;    // records that loads read
+    int64_t pages_lost = 0;  // could not be read back
   };
 
   explicit Scheduler(const SchedulerLimits& limits);
@@ -73,6 +90,21 @@ class Scheduler {
   // Sequences that Cancel() ended outside of Complete().
   std::vector<Finished> TakeCancelled();
 
+  // Pages that every rank has from an earlier run, the least recently used first.
+  void RestorePages(absl::Span<const KeptPage> pages);
+  // Pages whose loads were handed out and not yet finished.
+  int loads_pending() const { return static_cast<int>(loads_.size()); }
+  // Which of them every rank has read, in the order in which they were handed out.
+  void FinishLoads(const std::vector<bool>& worked);
+  // What is to be written and will not come with another step: before the engine stops.
+  std::vector<Batch::PageOp> TakeWrites();
+  // What reading a page and computing a token take, as far as known: a page is read back only when
+  // that is cheaper. Zeros: it is.
+  void SetCosts(double page_s, double token_s) {
+    page_s_ = page_s;
+    token_s_ = token_s;
+  }
+
   // Null once the sequence has been reported as finished.
   const Sequence* Find(SequenceId id) const;
   bool idle() const { return sequences_.empty(); }
@@ -83,9 +115,23 @@ class Scheduler {
   void PopWaiting(const Sequence& s);
   void Enqueue(Sequence& s, bool front);
   bool Admit(Sequence& s, Batch& batch);
+  // Part of a page on disk: blocks [begin, end) of a sequence. Holds a reference on the record.
+  struct DiskPart {
+    int record = 0;
+    int begin = 0;
+    int end = 0;
+  };
+  std::vector<DiskPart> FindOnDisk(const std::vector<PrefixHash>& hashes, int begin);
+  void Load(Sequence& s, const DiskPart& part, const std::vector<PrefixHash>& hashes, Batch& batch);
+  void Truncate(Sequence& s, int blocks);
+  void WriteLater(const Sequence& s, int begin, int end);
+  void WritePages(std::vector<Batch::PageOp>& ops);
+  std::optional<int> LookupPage(const PrefixHash& prefix);
+  void IndexPage(int record, std::vector<PrefixHash> prefix);
+  void EndCancelled(std::vector<Finished>& finished);
   bool Grow(Sequence& s, int tokens, Batch& batch);
   bool GrowOrPreempt(Sequence& s, int tokens, Batch& batch);
-  bool PreemptAnother(const Sequence& keep);
+  bool PreemptAnother(const Sequence& keep, Batch& batch);
   bool AnyInFlight() const;
   void AddRun(Sequence& s, int rows, bool decode, Step& step);
   void PublishBlocks(Sequence& s);
@@ -103,6 +149,22 @@ class Scheduler {
   std::vector<Sequence*> running_;  // in order of admission
   std::vector<int> free_slots_;
   std::vector<Finished> cancelled_;
+  BlockAllocator
+      pages_;  // records of the page files, by the prefix that ends with their last block
+  std::unordered_map<PrefixHash, int, PrefixHasher> record_of_;  // by that of any of their blocks
+  std::vector<std::vector<PrefixHash>> prefixes_;                // [records]
+  struct PendingLoad {
+    Sequence* sequence = nullptr;  // stays while it has loads
+    DiskPart part;
+  };
+  std::vector<PendingLoad> loads_;
+  struct PendingWrite {
+    std::vector<PrefixHash> prefix;
+    std::vector<int> blocks;
+  };
+  std::vector<PendingWrite> writes_;  // filled by steps handed out; written with the next
+  double page_s_ = 0;
+  double token_s_ = 0;
   SequenceId next_id_ = 1;
   int64_t next_step_ = 1;
   int64_t admissions_ = 0;

@@ -14,6 +14,9 @@ Batch MakeBatch(int rows) {
   b.decode_rows = 1;
   for (int i = 0; i < rows; ++i) b.tokens.push_back(i * 3);
   b.runs = {{0, 0, 1, 15, 1}, {2, 1, rows - 1, 0, 0}};
+  b.pages.resize(1);
+  b.pages[0].record = 8;
+  b.pages[0].blocks[15] = 6;
   b.table = {{0, 0, 9}, {2, 0, 4}};
   b.logits = {{0, 40, 1.25f, -1}, {rows - 1, 0, 1, 5}};
   b.fetch = {1};
@@ -30,6 +33,9 @@ TEST(Batch, RoundTrip) {
   EXPECT_EQ(back->runs[1].slot, 2);
   EXPECT_EQ(back->runs[0].decode, 1);
   EXPECT_EQ(back->table[1].block, 4);
+  ASSERT_EQ(back->pages.size(), 1u);
+  EXPECT_EQ(back->pages[0].record, 8);
+  EXPECT_EQ(back->pages[0].blocks[15], 6);
   EXPECT_FLOAT_EQ(back->logits[0].inv_temperature, 1.25f);
   EXPECT_EQ(back->logits[1].target, 5);
   EXPECT_EQ(back->fetch, b.fetch);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <iterator>
 #include <random>
 #include <set>
@@ -84,6 +85,26 @@ TEST(BlockAllocator, RandomUseKeepsCounts) {
     }
     ASSERT_EQ(a.in_use(), static_cast<int>(std::set<int>(held.begin(), held.end()).size()));
   }
+}
+
+TEST(BlockAllocator, ForgottenAndRestored) {
+  BlockAllocator a(4);
+  const PrefixHash x{1, 1}, y{2, 2};
+  const std::vector<std::pair<int, PrefixHash>> held = {{2, x}, {0, y}, {3, x}};
+  a.Restore(held);
+  EXPECT_EQ(a.available(), 4);
+  EXPECT_EQ(a.Lookup(x), 2);
+  a.Forget(2);  // while it is used
+  EXPECT_FALSE(a.Contains(x));
+  EXPECT_EQ(a.in_use(), 1);
+  a.Release(2);
+  a.Forget(0);  // while it is not
+  EXPECT_FALSE(a.Contains(y));
+  std::vector<int> all;
+  for (int i = 0; i < 4; ++i) all.push_back(*a.Allocate());
+  std::sort(all.begin(), all.end());
+  EXPECT_EQ(all, (std::vector<int>{0, 1, 2, 3}));
+  EXPECT_EQ(a.Allocate(), std::nullopt);
 }
 
 }  // namespace

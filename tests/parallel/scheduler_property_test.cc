@@ -1,5 +1,6 @@
 // Random worlds against the scheduler: requests come, are cancelled, resume after a restart, run
-// out of blocks and share prefixes, with several steps in flight. A simulated KV pool holds, for
+// out of blocks and share prefixes, with several steps in flight, with pages that go to a simulated
+// disk and come back from it late, or not at all. A simulated KV pool holds, for
 // every position of every block, a hash of the whole context up to there; each row checks that
 // everything it attends to is what its sequence says. SHOAL_PROPERTY_STEPS sets how many steps are
 // simulated.
@@ -53,6 +54,7 @@ class World {
     stages_ = Pick(1, 4);
     pool_.assign(static_cast<size_t>(limits_.blocks) * kKvBlockTokens, 0);
     table_.assign(limits_.slots, {});
+    disk_.resize(limits_.pages);
   }
 
   // False when a property failed.
@@ -72,6 +74,8 @@ class World {
     EXPECT_TRUE(live_.empty()) << "sequences that never ended";
     EXPECT_EQ(scheduler_.stats().blocks_in_use, 0) << "blocks that never came back";
     EXPECT_EQ(scheduler_.stats().running, 0);
+    EXPECT_EQ(scheduler_.stats().pages_in_use, 0) << "records that are never free again";
+    EXPECT_EQ(scheduler_.loads_pending(), 0);
     return !::testing::Test::HasFailure();
   }
 
@@ -94,10 +98,11 @@ class World {
     l.rows_beside_decode = Pick(1, l.rows);
     l.slots = Pick(1, 6);
     l.rows = std::max(l.rows, l.slots);
-    l.context = Pick(8, 12 * kKvBlockTokens);
-    l.blocks = Pick(1, 40);
+    l.context = Pick(8, 40 * kKvBlockTokens);
+    l.blocks = Pick(1, 60);
     l.waiting = Pick(1, 40);
     l.prefix_cache = Pick(0, 4) != 0;
+    l.pages = Pick(0, 2) == 0 ? 0 : Pick(1, 10);
     return l;
   }
 
@@ -149,7 +154,12 @@ class World {
   void Advance() {
     ++step_;
     while (in_flight_.size() < static_cast<size_t>(stages_)) {
+      if (scheduler_.loads_pending() > 0 && Pick(0, 2) == 0) FinishLoads();
       std::optional<Scheduler::Step> step = scheduler_.Next();
+      if (!step.has_value() && scheduler_.loads_pending() > 0 && in_flight_.empty()) {
+        FinishLoads();
+        step = scheduler_.Next();
+      }
       if (!step.has_value()) break;
       Compute(step->batch);
       in_flight_.push_back(*std::move(step));
@@ -193,7 +203,8 @@ class World {
 
   // What the ranks do with a batch, with hashes of contexts in place of keys and values.
   void Compute(const Batch& batch) {
-    ASSERT_GT(batch.rows(), 0);
+    ASSERT_TRUE(batch.rows() > 0 || !batch.pages.empty());
+    for (const Batch::PageOp& op : batch.pages) RunPage(op);
     ASSERT_LE(batch.rows(), limits_.rows);
     for (const Batch::TableEntry& e : batch.table) {
       ASSERT_TRUE(e.slot >= 0 && e.slot < limits_.slots && e.block >= 0 &&
@@ -216,6 +227,47 @@ class World {
     }
     ASSERT_EQ(row, batch.rows());
     for (const Batch::Run& run : batch.runs) Attend(run);
+  }
+
+  void RunPage(const Batch::PageOp& op) {
+    ASSERT_TRUE(op.record >= 0 && op.record < limits_.pages && op.count >= 1 &&
+                op.count <= kKvPageBlocks);
+    Page& page = disk_[op.record];
+    if (op.write == 0) {
+      ASSERT_TRUE(Holds(page, op)) << "a page that is not there";
+      loads_.push_back(op);
+      for (int i = 0; i < op.count; ++i) {
+        if (op.blocks[i] < 0) continue;
+        std::fill_n(&pool_[size_t(op.blocks[i]) * kKvBlockTokens], kKvBlockTokens, 0xDEAD);
+      }
+      return;
+    }
+    page = {{op.prefix, op.prefix + op.count}, {}};
+    for (int i = 0; i < op.count; ++i) {
+      ASSERT_TRUE(op.blocks[i] >= 0 && op.blocks[i] < limits_.blocks);
+      const uint64_t* block = &pool_[size_t(op.blocks[i]) * kKvBlockTokens];
+      page.contexts.insert(page.contexts.end(), block, block + kKvBlockTokens);
+    }
+  }
+  // What was on disk when the load began must be there still, and its blocks nobody else's.
+  void FinishLoads() {
+    std::vector<bool> worked;
+    for (const Batch::PageOp& op : loads_) {
+      const Page& page = disk_[op.record];
+      EXPECT_TRUE(Holds(page, op));
+      worked.push_back(Pick(0, 9) != 0);
+      for (int i = 0; i < op.count; ++i) {
+        if (op.blocks[i] < 0) continue;
+        uint64_t* block = &pool_[size_t(op.blocks[i]) * kKvBlockTokens];
+        for (int t = 0; t < kKvBlockTokens; ++t) {
+          EXPECT_EQ(block[t], 0xDEADu) << "a block that is being loaded was used";
+          block[t] = worked.back() ? page.contexts[size_t(i) * kKvBlockTokens + t] : 0xBAD;
+        }
+      }
+    }
+    loads_.clear();
+    scheduler_.FinishLoads(worked);
+    scheduler_.SetCosts(Pick(0, 3), 0.01 * Pick(0, 3));
   }
 
   const Live* Owner(const Batch::Run& run) const {
@@ -259,6 +311,16 @@ class World {
   int64_t step_ = 0;
   std::vector<uint64_t> pool_;
   std::vector<std::vector<int>> table_;
+  struct Page {
+    std::vector<KvName> prefix;
+    std::vector<uint64_t> contexts;
+  };
+  static bool Holds(const Page& page, const Batch::PageOp& op) {
+    return page.prefix.size() >= static_cast<size_t>(op.count) &&
+           std::equal(op.prefix, op.prefix + op.count, page.prefix.begin());
+  }
+  std::vector<Page> disk_;
+  std::vector<Batch::PageOp> loads_;
   std::deque<Scheduler::Step> in_flight_;
   std::map<SequenceId, Live> live_;
 };

@@ -1,0 +1,171 @@
+// KV pages on disk do not change the answer: sequences that gave way and came back, and prompts
+// that an earlier engine computed, continue with the same bits, under any split, whatever became
+// of the pages.
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "parallel/engine.h"
+#include "tests/shard/gguf_writer.h"
+#include "tests/shard/temp_dir.h"
+
+namespace shoal {
+namespace {
+
+struct Answer {
+  std::map<SequenceId, std::vector<int32_t>> tokens;
+  std::map<SequenceId, std::vector<float>> logprobs;
+  Scheduler::Stats stats;
+  int64_t failed = 0;  // pages, over all ranks
+  friend bool SameText(const Answer& a, const Answer& b) {
+    return a.tokens == b.tokens && a.logprobs == b.logprobs;
+  }
+};
+
+class KvDiskParity : public testing::Test {
+ protected:
+  KvDiskParity() {
+    TinyModel m;
+    m.layers = 4;
+    m.type = DType::kQ8_0;
+    m.context = 1024;
+    vocab_ = m.vocab;
+    TinyModelGguf(m).WriteTo(temp_.File("m.gguf"));
+    checkpoint_ = *OpenCheckpoint(temp_.File("m.gguf"));
+    config_ = *ReadModelConfig(*checkpoint_);
+    options_.context = 1024;
+    options_.sequences = 3;
+    options_.rows = 64;
+    options_.cpu.threads = 1;
+    options_.cpu.pin = false;
+  }
+  std::string dir() { return temp_.File("kv"); }
+
+  // Runs prompts of these lengths, all at once; those of one text start alike.
+  Answer Do(int tp, int pp, const std::vector<std::pair<int, int>>& text_and_length, int generate) {
+    Answer answer;
+    EngineOptions o = options_;
+    o.shard = {tp, pp, {}};
+    o = *ResolveOptions(config_, o);
+    auto worlds = MakeInProcessCommunicators(tp * pp);
+    std::vector<int64_t> failed(tp * pp);
+    std::vector<std::thread> threads;
+    for (int r = 0; r < tp * pp; ++r) {
+      threads.emplace_back([&, r] {
+        auto rank = Rank::Create(*worlds[r], *checkpoint_, config_, o, nullptr);
+        ASSERT_TRUE(rank.ok()) << rank.status();
+        if (r > 0) {
+          EXPECT_TRUE((*rank)->RunWorker().ok());
+          if ((*rank)->pager() != nullptr) failed[r] = (*rank)->pager()->stats().failed;
+          return;
+        }
+        Engine engine(*std::move(rank), o);
+        for (const auto& [text, length] : text_and_length) {
+          SequenceRequest request;
+          for (int i = 0; i < length; ++i)
+            request.tokens.push_back((i * 37 + text * 101 + i / 50 + 11) % vocab_);
+          request.max_tokens = generate;
+          request.sampling.temperature = 0;
+          request.sampling.logprobs = 1;
+          ASSERT_TRUE(engine.Submit(request).ok());
+        }
+        while (!engine.idle()) {
+          auto events = engine.Step();
+          ASSERT_TRUE(events.ok()) << events.status();
+          for (const TokenEvent& e : *events) {
+            if (!e.has_token) continue;
+            answer.tokens[e.id].push_back(e.token);
+            answer.logprobs[e.id].push_back(e.sample.logprob);
+          }
+        }
+        engine.Stop();
+        answer.stats = engine.stats();
+        if (engine.rank().pager() != nullptr) failed[0] = engine.rank().pager()->stats().failed;
+      });
+    }
+    for (std::thread& t : threads) t.join();
+    for (const int64_t f : failed) answer.failed += f;
+    return answer;
+  }
+
+  TempDir temp_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  ModelConfig config_;
+  EngineOptions options_;
+  int vocab_ = 0;
+};
+
+const std::vector<std::pair<int, int>> kThree = {{1, 400}, {2, 350}, {3, 300}};
+
+TEST_F(KvDiskParity, SequencesThatGaveWayComeBackFromDisk) {
+  for (const auto& [tp, pp] : {std::pair{1, 1}, std::pair{2, 1}, std::pair{1, 2}}) {
+    options_.kv_tokens = 0;
+    options_.kv_disk = {};
+    const Answer roomy = Do(tp, pp, kThree, 200);
+    EXPECT_EQ(roomy.stats.preempted, 0);
+    options_.kv_tokens = 1200;  // admits all three, and is too small for them as they grow
+    options_.kv_disk = {dir(), false, 256 << 20, nullptr};
+    const Answer tight = Do(tp, pp, kThree, 200);
+    EXPECT_GT(tight.stats.preempted, 0);
+    EXPECT_GT(tight.stats.pages_written, 0);
+    EXPECT_GT(tight.stats.disk_tokens, 0) << "tp " << tp << " pp " << pp;
+    EXPECT_EQ(tight.failed, 0);
+    EXPECT_TRUE(SameText(roomy, tight)) << "tp " << tp << " pp " << pp;
+  }
+}
+
+TEST_F(KvDiskParity, PromptsSurviveARestart) {
+  for (const auto& [tp, pp] : {std::pair{1, 1}, std::pair{2, 1}, std::pair{1, 2}}) {
+    options_.kv_disk = {};
+    const Answer plain = Do(tp, pp, kThree, 20);
+    options_.kv_disk = {dir(), true, 256 << 20, nullptr};
+    const Answer first = Do(tp, pp, kThree, 20);
+    EXPECT_EQ(first.stats.disk_tokens, 0);
+    const Answer second = Do(tp, pp, kThree, 20);
+    // Full blocks of the prompts, all but the last token.
+    EXPECT_EQ(second.stats.disk_tokens, 384 + 336 + 288) << "tp " << tp << " pp " << pp;
+    EXPECT_TRUE(SameText(plain, first));
+    EXPECT_TRUE(SameText(plain, second));
+  }
+}
+
+TEST_F(KvDiskParity, DamagedPagesAreComputedAgain) {
+  const Answer plain = Do(2, 1, kThree, 20);
+  int warnings = 0;
+  options_.kv_disk = {dir(), true, 256 << 20, nullptr};
+  Do(2, 1, kThree, 20);
+  // One byte in the middle of the data of one rank's file.
+  std::string file;
+  for (const auto& e : std::filesystem::directory_iterator(dir())) file = e.path();
+  const KvPageShape shape = {4, int64_t{config_.kv_heads} / 2 * config_.head_dim * 2 * 2 * 16};
+  std::fstream f(file, std::ios::in | std::ios::out | std::ios::binary);
+  f.seekp(shape.part_offset(0, 2) + 100);
+  f.put('x').put('y').put('z').put('x').put('y').put('z');
+  f.close();
+  options_.kv_disk.warn = [&warnings](const std::string&) { ++warnings; };
+  const Answer second = Do(2, 1, kThree, 20);
+  EXPECT_GT(second.failed, 0);
+  EXPECT_EQ(second.stats.pages_lost, 1);
+  EXPECT_EQ(warnings, 1);
+  EXPECT_LT(second.stats.disk_tokens, 384 + 336 + 288);
+  EXPECT_GT(second.stats.disk_tokens, 0);
+  EXPECT_TRUE(SameText(plain, second));
+  EXPECT_EQ(Do(2, 1, kThree, 20).stats.disk_tokens, 384 + 336 + 288) << "written again";
+}
+
+TEST_F(KvDiskParity, AnotherTypeOrPlanFindsNothing) {
+  options_.kv_disk = {dir(), true, 256 << 20, nullptr};
+  Do(1, 1, kThree, 4);
+  options_.kv_type = KvType::kF32;
+  EXPECT_EQ(Do(1, 1, kThree, 4).stats.disk_tokens, 0);
+  EXPECT_EQ(Do(1, 2, kThree, 4).stats.disk_tokens, 0) << "another plan";
+}
+
+}  // namespace
+}  // namespace shoal
