@@ -33,6 +33,8 @@ class Communicator {
   // In place, every rank ends with the same bits. The sum's order depends on size() and count
   // alone.
   virtual absl::Status AllReduceSum(float* data, int64_t count, Wire wire) = 0;
+  // How long this rank has been in AllReduceSum so far, waiting for the others included.
+  virtual double all_reduce_seconds() const = 0;
   // out holds size() * bytes, rank r's part at r * bytes.
   virtual absl::Status AllGather(const void* data, int64_t bytes, void* out) = 0;
   virtual absl::Status Broadcast(void* data, int64_t bytes, int root) = 0;

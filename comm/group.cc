@@ -1,6 +1,7 @@
 #include "comm/group.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <numeric>
 #include <utility>
@@ -35,7 +36,10 @@ std::string GroupCommunicator::host(int rank) const {
 }
 
 absl::Status GroupCommunicator::AllReduceSum(float* data, int64_t count, Wire wire) {
-  return shoal::AllReduceSum(group_, data, count, wire, algorithm_);
+  const auto start = std::chrono::steady_clock::now();
+  absl::Status status = shoal::AllReduceSum(group_, data, count, wire, algorithm_);
+  all_reduce_time_ += absl::FromChrono(std::chrono::steady_clock::now() - start);
+  return status;
 }
 
 absl::Status GroupCommunicator::AllGather(const void* data, int64_t bytes, void* out) {

@@ -22,6 +22,7 @@ class GroupCommunicator final : public Communicator {
   std::string host(int rank) const override;
 
   absl::Status AllReduceSum(float* data, int64_t count, Wire wire) override;
+  double all_reduce_seconds() const override { return absl::ToDoubleSeconds(all_reduce_time_); }
   absl::Status AllGather(const void* data, int64_t bytes, void* out) override;
   absl::Status Broadcast(void* data, int64_t bytes, int root) override;
   absl::Status Send(const void* data, int64_t bytes, int dest, int tag) override;
@@ -40,6 +41,7 @@ class GroupCommunicator final : public Communicator {
 
   std::shared_ptr<Transport> transport_;
   Group group_;
+  absl::Duration all_reduce_time_;
   AllReduceAlgorithm algorithm_ = AllReduceAlgorithm::kAuto;
 };
 

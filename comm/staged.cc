@@ -28,6 +28,8 @@ class StagedCommunicator final : public Communicator {
     return absl::OkStatus();
   }
 
+  double all_reduce_seconds() const override { return inner_->all_reduce_seconds(); }
+
   absl::Status AllGather(const void* data, int64_t bytes, void* out) override {
     SHOAL_ASSIGN_OR_RETURN(uint8_t * all, Staging(bytes * size()));
     uint8_t* const mine = all + bytes * rank();

@@ -87,6 +87,7 @@ std::string KeyFromAuthorization(std::string_view header) {
 
 std::optional<int> ClientLimiter::Begin(const std::string& client,
                                         std::chrono::steady_clock::time_point now) {
+  MutexLock lock(&mu_);
   const auto [it, added] = clients_.try_emplace(client);
   Client& c = it->second;
   if (limits_.concurrent > 0 && c.concurrent >= limits_.concurrent) return 1;
@@ -108,6 +109,7 @@ std::optional<int> ClientLimiter::Begin(const std::string& client,
 }
 
 void ClientLimiter::End(const std::string& client) {
+  MutexLock lock(&mu_);
   const auto it = clients_.find(client);
   if (it != clients_.end() && it->second.concurrent > 0) --it->second.concurrent;
 }

@@ -9,7 +9,9 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "kernels/mutex.h"
 
 namespace shoal {
 
@@ -42,7 +44,7 @@ struct ClientLimits {
   int concurrent = 0;           // 0: no limit
 };
 
-// One thread.
+// Thread-safe; HTTP and gRPC share one.
 class ClientLimiter {
  public:
   explicit ClientLimiter(ClientLimits limits) : limits_(limits) {}
@@ -58,7 +60,8 @@ class ClientLimiter {
     int concurrent = 0;
   };
   const ClientLimits limits_;
-  std::map<std::string, Client> clients_;  // as many as there are keys
+  Mutex mu_;
+  std::map<std::string, Client> clients_ ABSL_GUARDED_BY(mu_);  // as many as there are keys
 };
 
 }  // namespace shoal

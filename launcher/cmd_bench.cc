@@ -400,7 +400,8 @@ int Bench(const BenchFlags& f, const CommandLine& line) {
   options.prefix_cache = false;
   options.needs_tokenizer = false;
   options.quiet = f.quiet;
-  options.adjust = [longest](const ModelConfig& config, EngineOptions& o) -> absl::Status {
+  options.adjust = [longest](const Checkpoint&, const ModelConfig& config,
+                             EngineOptions& o) -> absl::Status {
     if (o.context == 0) o.context = longest;
     if (o.context < longest || longest > config.context) {
       return UsageError(absl::StrCat("the tests need a context of ", longest, " tokens; -c is ",

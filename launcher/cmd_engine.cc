@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "kernels/status_macros.h"
 #include "launcher/commands.h"
 #include "launcher/engine_process.h"
 #include "launcher/flags.h"
@@ -21,16 +22,16 @@ struct EngineFlags {
 };
 
 constexpr int kUsualContext = 4096;  // EngineOptions::context of 0 takes no more
-// What the KV cache may take by itself when nobody says how much.
+// What the KV cache of a rank may take by itself when nobody says how much.
 constexpr int64_t kUsualKvBytes = int64_t{2} << 30;
 constexpr int kFewestContexts = 2;
 
-// A full context for every sequence where that is cheap; else what fits kUsualKvBytes, but at least
-// two full contexts. Sequences share the pool, and give way when it is full.
-int UsualKvTokens(const ModelConfig& config, const EngineOptions& o, int sequences) {
+// A full context for every sequence where that is cheap; else what fits kUsualKvBytes on each rank,
+// but at least two full contexts. Sequences share the pool, and give way when it is full.
+absl::StatusOr<int> UsualKvTokens(const Checkpoint& checkpoint, const ModelConfig& config,
+                                  const EngineOptions& o, int sequences) {
   const int context = o.context > 0 ? o.context : std::min(config.context, kUsualContext);
-  const int64_t token_bytes = int64_t{2} * config.layers * config.kv_heads * config.head_dim *
-                              (o.kv_type == KvType::kF32 ? 4 : 2);
+  SHOAL_ASSIGN_OR_RETURN(const int64_t token_bytes, Rank::KvTokenBytes(checkpoint, config, o));
   const int64_t contexts = kUsualKvBytes / std::max<int64_t>(1, token_bytes * context);
   const int64_t kept =
       std::clamp<int64_t>(contexts, std::min(kFewestContexts, sequences), sequences);
@@ -45,8 +46,11 @@ int RunEngine(const EngineFlags& flags, const CommandLine& line) {
   options.sequences = flags.parallel;
   options.prefix_cache = !flags.no_prefix_cache;
   options.quiet = true;
-  options.adjust = [&flags](const ModelConfig& config, EngineOptions& o) {
-    o.kv_tokens = flags.kv_tokens > 0 ? flags.kv_tokens : UsualKvTokens(config, o, flags.parallel);
+  options.adjust = [&flags](const Checkpoint& checkpoint, const ModelConfig& config,
+                            EngineOptions& o) -> absl::Status {
+    o.kv_tokens = flags.kv_tokens;
+    if (o.kv_tokens > 0) return absl::OkStatus();
+    SHOAL_ASSIGN_OR_RETURN(o.kv_tokens, UsualKvTokens(checkpoint, config, o, flags.parallel));
     return absl::OkStatus();
   };
   return RunSession(

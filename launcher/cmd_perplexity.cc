@@ -261,7 +261,7 @@ void AddPerplexityCommand(CLI::App& app, CommandLine& line) {
     options.argv = line.argv;
     options.quiet = flags->quiet;
     options.prefix_cache = false;
-    options.adjust = [flags](const ModelConfig& config, EngineOptions& o) {
+    options.adjust = [flags](const Checkpoint&, const ModelConfig& config, EngineOptions& o) {
       if (o.context == 0) o.context = std::min(512, config.context);
       return absl::OkStatus();
     };

@@ -19,6 +19,7 @@
 #include "launcher/generate.h"
 #include "launcher/interrupt.h"
 #include "launcher/read_input.h"
+#include "launcher/remote_run.h"
 #include "launcher/session.h"
 
 namespace shoal {
@@ -39,6 +40,9 @@ struct RunFlags {
   bool parse_special = false;
   bool quiet = false;
   std::string system;
+  std::string server;
+  std::string server_key;
+  std::string server_ca;
 
   bool chats() const { return !prompt_given && prompt_file.empty() && batch_file.empty(); }
 };
@@ -107,11 +111,29 @@ absl::Status Complete(const RunFlags& f, const Work& work, Session& session) {
   return absl::OkStatus();
 }
 
+absl::Status CompleteRemotely(const RunFlags& f) {
+  RemoteRunOptions o;
+  o.url = f.server;
+  o.key = f.server_key;
+  o.ca_file = f.server_ca;
+  o.sampling = f.sampling;
+  o.max_tokens = f.max_tokens;
+  o.ignore_eos = f.ignore_eos;
+  o.hide_prompt = f.hide_prompt;
+  o.quiet = f.quiet;
+  o.system = f.system;
+  if (f.prompt_given || !f.prompt_file.empty()) {
+    SHOAL_ASSIGN_OR_RETURN(o.prompt, ReadPrompt(f));
+  }
+  return RunRemote(o);
+}
+
 int Run(RunFlags& f, const CommandLine& line) {
   if (absl::Status s = CheckSampling(f.sampling); !s.ok()) return ReportError(s);
   if (f.max_tokens < -1)
     return ReportError(UsageError(absl::StrCat(
         "-n ", f.max_tokens, ": give a number of tokens, or -1 to go on until the model ends")));
+  if (!f.server.empty()) return ReportError(CompleteRemotely(f));
   SessionOptions options;
   if (!f.batch_file.empty()) {
     if (f.parallel < 1) return ReportError(UsageError("--parallel is at least 1"));
@@ -166,6 +188,19 @@ void AddRunCommand(CLI::App& app, CommandLine& line) {
   run->add_flag("--no-display-prompt", flags->hide_prompt, "print the completion only");
   run->add_flag("--print-ids", flags->print_ids, "print token ids in place of text");
   run->add_flag("-q,--quiet", flags->quiet, "no statistics on stderr");
+  CLI::Option* server = run->add_option(
+      "--server", flags->server, "let a running server compute, such as http://localhost:8080");
+  server->envname("SHOAL_SERVER");
+  // What the server's own flags decide, or its API does not offer.
+  for (const char* other : {"--model", "--ctx-size", "--tp", "--pp", "--split", "--batch-file",
+                            "--special", "--print-ids", "--in-process"}) {
+    server->excludes(run->get_option(other));
+  }
+  run->add_option("--server-key", flags->server_key, "its API key")
+      ->envname("SHOAL_SERVER_KEY")
+      ->needs(server);
+  run->add_option("--server-ca", flags->server_ca, "PEM file: whom to trust for https")
+      ->envname("SHOAL_SERVER_CA");
   run->callback([flags, prompt, run, &line] {
     flags->prompt_given = prompt->count() > 0;
     flags->model.context_given = run->get_option("--ctx-size")->count() > 0;

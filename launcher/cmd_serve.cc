@@ -88,6 +88,7 @@ absl::StatusOr<std::vector<std::string>> EngineCommand(const ServeFlags& f) {
   add("--hostfile", m.hostfile);
   add("--host", m.hosts);
   add("--net", m.net);
+  add("--ram", m.ram);
   if (m.in_process) command.push_back("--in-process");
   add("--parallel", absl::StrCat(f.parallel));
   if (f.kv_tokens > 0) add("--kv-tokens", absl::StrCat(f.kv_tokens));
@@ -144,7 +145,6 @@ absl::StatusOr<ApiOptions> MakeApiOptions(const ServeFlags& f) {
     if (!keys.ok()) return WithExitCode(keys.status(), kExitConfig);
     o.keys = *std::move(keys);
   }
-  o.client_limits = f.client_limits;
   o.cors_origins = f.cors_origins;
   o.allowed_hosts = f.allowed_hosts;
   error_code error;
@@ -169,6 +169,9 @@ absl::Status CheckFlags(const ServeFlags& f) {
   }
   if (f.http.tls_certificate.empty() != f.http.tls_key.empty()) {
     return UsageError("--tls-cert and --tls-key go together");
+  }
+  if (!f.grpc.client_ca.empty() && f.http.tls_certificate.empty()) {
+    return UsageError("--grpc-client-ca needs --tls-cert and --tls-key");
   }
   if (f.shutdown_timeout < 0 || f.hang_timeout < 0.5 || f.limits.requests < 1) {
     return UsageError(
@@ -196,9 +199,10 @@ class Service {
         coordinator_(*model_->tokenizer, flags.limits, metrics_),
         supervisor_(io_, std::move(supervisor), coordinator_),
         keys_(api.keys),
-        api_(io_, std::move(api), model_->context, coordinator_, supervisor_, metrics_),
+        limiter_(flags.client_limits),
+        api_(io_, std::move(api), model_->context, limiter_, coordinator_, supervisor_, metrics_),
         http_(io_, flags.http, api_),
-        grpc_(io_, GrpcOf(flags), keys_, model_->context, coordinator_, supervisor_),
+        grpc_(io_, GrpcOf(flags), keys_, model_->context, limiter_, coordinator_, supervisor_),
         signals_(io_, SIGINT, SIGTERM),
         ticker_(io_) {}
 
@@ -330,6 +334,7 @@ class Service {
   Coordinator coordinator_;
   Supervisor supervisor_;
   const ApiKeys keys_;
+  ClientLimiter limiter_;
   OpenAiApi api_;
   HttpServer http_;
   GrpcServer grpc_;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "launcher/engine_messages.h"
 
 namespace shoal {
 namespace {
@@ -12,21 +13,6 @@ namespace pb = ::shoal::engine::v1;
 using Clock = std::chrono::steady_clock;
 
 double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
-
-FinishReason FromFinish(pb::Finish finish) {
-  switch (finish) {
-    case pb::FINISH_NONE:
-      return FinishReason::kNone;
-    case pb::FINISH_STOP:
-      return FinishReason::kStop;
-    case pb::FINISH_LENGTH:
-      return FinishReason::kLength;
-    case pb::FINISH_CANCELLED:
-      return FinishReason::kCancelled;
-    default:
-      return FinishReason::kError;
-  }
-}
 
 pb::ToEngine MakeCancel(uint64_t id) {
   pb::ToEngine message;
@@ -161,7 +147,8 @@ void Coordinator::HandleEvent(const pb::Event& event) {
     update.error = absl::InternalError(event.error());
     return End(*entry, std::move(update));
   }
-  update.finish = FromFinish(event.finish());
+  update.finish = FromMessage(event.finish());
+  update.embedding.assign(event.embedding().begin(), event.embedding().end());
   if (update.finish != FinishReason::kNone) {
     update.text += entry->text.Finish();
     return End(*entry, std::move(update));
@@ -193,6 +180,8 @@ void Coordinator::OnEngineHeartbeat(const pb::Heartbeat& heartbeat) {
   if (token_counts_.size() > 12) token_counts_.pop_front();  // three seconds
   metrics_.Heartbeat(heartbeat);
 }
+
+void Coordinator::OnEngineStats(const pb::Stats& stats) { metrics_.Ranks(stats); }
 
 void Coordinator::OnEngineDown(const std::string& reason) {
   engine_up_ = false;

@@ -60,6 +60,7 @@ class Coordinator : public EngineListener {
   void OnEngineUp(const engine::v1::Hello& hello) override;
   void OnEngineEvents(const engine::v1::Events& events) override;
   void OnEngineHeartbeat(const engine::v1::Heartbeat& heartbeat) override;
+  void OnEngineStats(const engine::v1::Stats& stats) override;
   void OnEngineDown(const std::string& reason) override;
   void OnEngineFailed(const std::string& reason) override;
   void OnEngineImpossible(int exit_code, const std::string& reason) override;

@@ -15,6 +15,7 @@ class EngineListener {
   virtual void OnEngineUp(const engine::v1::Hello& hello) = 0;
   virtual void OnEngineEvents(const engine::v1::Events& events) = 0;
   virtual void OnEngineHeartbeat(const engine::v1::Heartbeat& heartbeat) = 0;
+  virtual void OnEngineStats(const engine::v1::Stats& stats) = 0;
   // It died, hung or broke; another is being started.
   virtual void OnEngineDown(const std::string& reason) = 0;
   // Restarting did not help for a while; it goes on, but nobody should wait for it.

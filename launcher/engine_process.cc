@@ -20,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/mutex.h"
 #include "kernels/status_macros.h"
+#include "launcher/engine_messages.h"
 #include "launcher/frame.h"
 #include "launcher/json_constraint.h"
 #include "launcher/proto/engine.pb.h"
@@ -40,52 +41,6 @@ constexpr size_t kMaxCommands = 1 << 16;
 int64_t NowMs() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
       .count();
-}
-
-SamplingParams ToSampling(const pb::Sampling& s) {
-  SamplingParams p;
-  p.temperature = s.temperature();
-  p.top_k = s.top_k();
-  p.top_p = s.top_p();
-  p.min_p = s.min_p();
-  p.repeat_penalty = s.repeat_penalty();
-  p.presence_penalty = s.presence_penalty();
-  p.frequency_penalty = s.frequency_penalty();
-  p.penalty_last_n = s.penalty_last_n();
-  p.seed = s.seed();
-  p.logprobs = s.logprobs();
-  for (int i = 0; i < std::min(s.bias_token_size(), s.bias_size()); ++i) {
-    p.logit_bias.emplace_back(s.bias_token(i), s.bias(i));
-  }
-  return p;
-}
-
-SequenceRequest ToRequest(const pb::Submit& s) {
-  SequenceRequest r;
-  r.tokens.assign(s.tokens().begin(), s.tokens().end());
-  r.prompt_length = s.prompt_length();
-  r.max_tokens = s.max_tokens();
-  r.sampling = ToSampling(s.sampling());
-  r.stop_tokens.assign(s.stop_tokens().begin(), s.stop_tokens().end());
-  r.client = s.client();
-  r.salt = {s.salt_low(), s.salt_high()};
-  return r;
-}
-
-pb::Finish ToFinish(FinishReason f) {
-  switch (f) {
-    case FinishReason::kNone:
-      return pb::FINISH_NONE;
-    case FinishReason::kStop:
-      return pb::FINISH_STOP;
-    case FinishReason::kLength:
-      return pb::FINISH_LENGTH;
-    case FinishReason::kCancelled:
-      return pb::FINISH_CANCELLED;
-    case FinishReason::kError:
-      return pb::FINISH_ERROR;
-  }
-  return pb::FINISH_ERROR;
 }
 
 // What the reader thread hands to the engine thread.
@@ -111,28 +66,36 @@ class CommandQueue {
     *closed = closed_;
     return std::exchange(commands_, {});
   }
-  // True when the engine thread said so within the time.
-  bool WaitFinished(absl::Duration timeout) {
+
+ private:
+  Mutex mu_;
+  CondVar cv_;
+  std::deque<pb::ToEngine> commands_ ABSL_GUARDED_BY(mu_);
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+// Set once: the engine thread is done.
+class Finished {
+ public:
+  void Set() {
+    MutexLock lock(&mu_);
+    set_ = true;
+    cv_.SignalAll();
+  }
+  // True when it was set within the time.
+  bool WaitFor(absl::Duration timeout) {
     const absl::Time deadline = absl::Now() + timeout;
     MutexLock lock(&mu_);
-    while (!finished_) {
-      if (finished_cv_.WaitWithDeadline(&mu_, deadline) && !finished_) return false;
+    while (!set_) {
+      if (cv_.WaitWithDeadline(&mu_, deadline) && !set_) return false;
     }
     return true;
-  }
-  void Finished() {
-    MutexLock lock(&mu_);
-    finished_ = true;
-    finished_cv_.SignalAll();
   }
 
  private:
   Mutex mu_;
-  CondVar cv_;           // commands_, closed_
-  CondVar finished_cv_;  // others wait for that, so that no signal meant for Take() goes to them
-  std::deque<pb::ToEngine> commands_ ABSL_GUARDED_BY(mu_);
-  bool closed_ ABSL_GUARDED_BY(mu_) = false;
-  bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  CondVar cv_;
+  bool set_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 // Numbers that the engine thread sets and the heartbeat thread sends.
@@ -213,7 +176,7 @@ class Socket {
   Mutex mu_;
 };
 
-pb::FromEngine MakeHello(const Session& session) {
+pb::FromEngine MakeHello(const Session& session, const std::vector<RankStats>& stats) {
   pb::FromEngine m;
   pb::Hello& h = *m.mutable_hello();
   const Rank& rank = session.engine.rank();
@@ -237,14 +200,63 @@ pb::FromEngine MakeHello(const Session& session) {
     r.set_layer_end(static_cast<int>(p.layers.end));
     r.set_heads(static_cast<int>(p.q_heads.size()));
     r.set_kv_heads(static_cast<int>(p.kv_heads.size()));
-    const absl::StatusOr<RankMemory> memory = rank.MemoryOf(session.checkpoint, p);
-    if (!memory.ok()) continue;  // it was computed before; a figure on a page is no reason to fail
-    r.set_weight_bytes(memory->weights);
-    r.set_kv_bytes(memory->kv);
-    r.set_workspace_bytes(memory->workspace);
+    const RankMemory& memory = stats[p.rank].memory;
+    r.set_weight_bytes(memory.weights);
+    r.set_kv_bytes(memory.kv);
+    r.set_workspace_bytes(memory.workspace);
+    r.set_streamed_bytes(memory.streamed);
   }
   return m;
 }
+
+// Brings the ranks' statistics to the coordinator about once a second while steps are computed, and
+// once more when they end. A question is answered by the next call, so that no step waits for it.
+class StatsReporter {
+ public:
+  StatsReporter(Engine& engine, Socket& socket) : engine_(engine), socket_(socket) {}
+
+  absl::Status AfterStep() {
+    current_ = false;
+    if (Clock::now() < next_) return absl::OkStatus();
+    next_ = Clock::now() + kStatsInterval;
+    if (asked_) SHOAL_RETURN_IF_ERROR(Report());
+    return Ask();
+  }
+  absl::Status WhenIdle() {
+    if (current_) return absl::OkStatus();
+    if (asked_) SHOAL_RETURN_IF_ERROR(Report());
+    SHOAL_RETURN_IF_ERROR(Ask());
+    current_ = true;
+    return Report();
+  }
+
+ private:
+  absl::Status Ask() {
+    asked_ = true;
+    return engine_.AskRankStats();
+  }
+  absl::Status Report() {
+    asked_ = false;
+    SHOAL_ASSIGN_OR_RETURN(const std::vector<RankStats> all, engine_.TakeRankStats());
+    pb::FromEngine message;
+    for (const RankStats& s : all) {
+      pb::RankStats& r = *message.mutable_stats()->add_ranks();
+      r.set_steps(s.steps);
+      r.set_step_seconds(s.step_seconds);
+      r.set_all_reduce_seconds(s.all_reduce_seconds);
+      r.set_stream_wait_seconds(s.stream_wait_seconds);
+      r.set_streamed_bytes(s.bytes_streamed);
+    }
+    return socket_.Write(message);
+  }
+
+  static constexpr std::chrono::seconds kStatsInterval{1};
+  Engine& engine_;
+  Socket& socket_;
+  Clock::time_point next_;
+  bool asked_ = false;
+  bool current_ = true;  // no step since the last report
+};
 
 // The engine thread's side: ids, constraints, events.
 class Server {
@@ -254,7 +266,8 @@ class Server {
         engine_(session.engine),
         socket_(socket),
         commands_(commands),
-        pulse_(pulse) {
+        pulse_(pulse),
+        stats_(session.engine, socket) {
     engine_.SetTokenMask([this](SequenceId id, absl::Span<const int32_t> tokens) {
       const auto it = constraints_.find(id);
       return it == constraints_.end() ? std::vector<uint64_t>() : it->second.Mask(tokens);
@@ -263,6 +276,7 @@ class Server {
 
   absl::Status Run() {
     for (;;) {
+      if (engine_.idle()) SHOAL_RETURN_IF_ERROR(stats_.WhenIdle());
       bool closed = false;
       const std::deque<pb::ToEngine> commands = commands_.Take(engine_.idle(), &closed);
       if (closed) return absl::OkStatus();
@@ -278,6 +292,7 @@ class Server {
       }
       pulse_.StepEnds(engine_.stats(), tokens);
       if (out.events().events_size() > 0) SHOAL_RETURN_IF_ERROR(socket_.Write(out));
+      SHOAL_RETURN_IF_ERROR(stats_.AfterStep());
     }
   }
 
@@ -317,7 +332,7 @@ class Server {
                              JsonGrammar::FromSchema(submit.json_schema()));
       constraint.emplace(std::move(grammar), *vocabulary_, submit.prompt_length());
     }
-    SHOAL_ASSIGN_OR_RETURN(const SequenceId id, engine_.Submit(ToRequest(submit)));
+    SHOAL_ASSIGN_OR_RETURN(const SequenceId id, engine_.Submit(FromMessage(submit)));
     known_[id] = {submit.id(), false};
     sequence_of_[submit.id()] = id;
     if (constraint.has_value()) constraints_.emplace(id, *std::move(constraint));
@@ -330,7 +345,7 @@ class Server {
     pb::Event& e = *out.add_events();
     e.set_id(it->second.id);
     e.set_has_token(event.has_token);
-    e.set_finish(ToFinish(event.finish));
+    e.set_finish(ToMessage(event.finish));
     if (event.has_token) {
       e.set_token(event.token);
       e.set_logprob(event.sample.logprob);
@@ -345,6 +360,7 @@ class Server {
         if (s != nullptr) e.set_cached_tokens(std::min(s->cached_tokens, s->prompt_length));
       }
     }
+    e.mutable_embedding()->Add(event.embedding.begin(), event.embedding.end());
     if (event.finish == FinishReason::kNone) return;
     constraints_.erase(event.id);
     sequence_of_.erase(it->second.id);
@@ -356,36 +372,40 @@ class Server {
   Socket& socket_;
   CommandQueue& commands_;
   Pulse& pulse_;
+  StatsReporter stats_;
   std::unique_ptr<ConstraintVocabulary> vocabulary_;  // made when first needed
   std::unordered_map<SequenceId, Known> known_;
   std::unordered_map<uint64_t, SequenceId> sequence_of_;
   std::unordered_map<SequenceId, JsonConstraint> constraints_;
 };
 
-void ReadCommands(Socket& socket, CommandQueue& commands) {
+void ReadCommands(Socket& socket, CommandQueue& commands, Finished& finished) {
   for (;;) {
     pb::ToEngine command;
     if (!socket.Read(&command).ok() || !commands.Push(std::move(command))) break;
   }
   commands.Close();
-  if (!commands.WaitFinished(kGrace)) _exit(0);  // hangs with nobody left to tell
+  if (!finished.WaitFor(kGrace)) _exit(0);  // hangs with nobody left to tell
 }
 
 }  // namespace
 
 absl::Status ServeEngine(Session& session, const std::string& socket_path) {
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Socket> socket, Socket::Connect(socket_path));
-  SHOAL_RETURN_IF_ERROR(socket->Write(MakeHello(session)));
+  SHOAL_RETURN_IF_ERROR(session.engine.AskRankStats());
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<RankStats> stats, session.engine.TakeRankStats());
+  SHOAL_RETURN_IF_ERROR(socket->Write(MakeHello(session, stats)));
   CommandQueue commands;
+  Finished finished;
   Pulse pulse(session.engine.stats());
-  std::thread reader([&] { ReadCommands(*socket, commands); });
+  std::thread reader([&] { ReadCommands(*socket, commands, finished); });
   std::thread heart([&] {
-    while (!commands.WaitFinished(kHeartbeat)) {
+    while (!finished.WaitFor(kHeartbeat)) {
       if (!socket->Write(pulse.Message()).ok()) return;
     }
   });
   const absl::Status status = Server(session, *socket, commands, pulse).Run();
-  commands.Finished();
+  finished.Set();
   socket->Shutdown();
   reader.join();
   heart.join();

@@ -20,7 +20,9 @@
 #include "kernels/mutex.h"
 #include "kernels/status_macros.h"
 #include "launcher/json_text.h"
+#include "launcher/log.h"
 #include "launcher/proto/coordinator.grpc.pb.h"
+#include "launcher/trace_parent.h"
 #include "nlohmann/json.hpp"
 
 namespace shoal {
@@ -104,6 +106,8 @@ class StreamReactor : public grpc::ServerWriteReactor<Message>,
     }
     if (now) f();
   }
+  // Called when the call is over, with its outcome. REQUIRES: before Push and End.
+  void SetOnDone(std::function<void(grpc::StatusCode)> f) { on_done_ = std::move(f); }
   // False when the client reads too slowly or is gone.
   bool Push(Message message) {
     MutexLock lock(&mu_);
@@ -152,7 +156,13 @@ class StreamReactor : public grpc::ServerWriteReactor<Message>,
     if (f) f();
     End(grpc::Status::CANCELLED);
   }
-  void OnDone() override { self_.reset(); }
+  void OnDone() override {
+    if (on_done_) {
+      MutexLock lock(&mu_);
+      on_done_(ending_.has_value() ? ending_->error_code() : grpc::StatusCode::CANCELLED);
+    }
+    self_.reset();
+  }
 
   Mutex mu_;
   std::deque<Message> unsent_ ABSL_GUARDED_BY(mu_);
@@ -162,6 +172,7 @@ class StreamReactor : public grpc::ServerWriteReactor<Message>,
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
+  std::function<void(grpc::StatusCode)> on_done_;
   std::shared_ptr<StreamReactor> self_;
 };
 
@@ -170,11 +181,12 @@ class StreamReactor : public grpc::ServerWriteReactor<Message>,
 class GrpcServer::Service : public v1::Coordinator::CallbackService {
  public:
   Service(asio::io_context& io, GrpcOptions options, const ApiKeys& keys, const ModelContext& model,
-          shoal::Coordinator& coordinator, const Supervisor& supervisor)
+          ClientLimiter& limiter, shoal::Coordinator& coordinator, const Supervisor& supervisor)
       : io_(io),
         options_(std::move(options)),
         keys_(keys),
         model_(model),
+        limiter_(limiter),
         coordinator_(coordinator),
         supervisor_(supervisor) {}
 
@@ -239,12 +251,14 @@ class GrpcServer::Service : public v1::Coordinator::CallbackService {
   const GrpcOptions options_;
   const ApiKeys& keys_;
   const ModelContext& model_;
+  ClientLimiter& limiter_;
   shoal::Coordinator& coordinator_;
   const Supervisor& supervisor_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = -1;
-  bool serving_ = false;
+  std::atomic<bool> serving_{false};
   std::atomic<bool> closing_{false};
+  std::atomic<uint64_t> calls_{0};
   std::map<std::string, Open> open_;  // the coordinator's thread only
 };
 
@@ -302,6 +316,34 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* GrpcServer::Service::Generate(
     reactor->End(NoKey());
     return reactor.get();
   }
+  // Cheap refusals, before a prompt is tokenized.
+  if (!serving_) {
+    reactor->End({grpc::StatusCode::UNAVAILABLE, "the server takes no requests now"});
+    return reactor.get();
+  }
+  if (const std::optional<int> wait = limiter_.Begin(*client, std::chrono::steady_clock::now())) {
+    reactor->End({grpc::StatusCode::RESOURCE_EXHAUSTED,
+                  absl::StrCat("this key makes too many requests: try again in ", *wait, " s")});
+    return reactor.get();
+  }
+  std::string trace;
+  if (const auto it = context->client_metadata().find("traceparent");
+      it != context->client_metadata().end()) {
+    trace = TraceParent(std::string_view(it->second.data(), it->second.size()));
+  }
+  if (!trace.empty()) context->AddInitialMetadata("traceparent", trace);
+  reactor->SetOnDone([this, client = *client, trace, id = absl::StrCat("rpc-", ++calls_),
+                      began = std::chrono::steady_clock::now()](grpc::StatusCode code) {
+    limiter_.End(client);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+    LogRequest({.id = id,
+                .method = "gRPC",
+                .path = "/shoal.v1.Coordinator/Generate",
+                .client = client,
+                .trace = trace,
+                .status = code,
+                .seconds = took.count()});
+  });
   bool chat = false;
   const std::string body = ToJson(*request, &chat);
   absl::StatusOr<OpenAiRequest> parsed =
@@ -476,6 +518,7 @@ void GrpcServer::Service::ShowStatus(const std::shared_ptr<Watch>& watch,
     rank.set_weight_bytes(info.weight_bytes());
     rank.set_kv_bytes(info.kv_bytes());
     rank.set_workspace_bytes(info.workspace_bytes());
+    rank.set_streamed_bytes(info.streamed_bytes());
   }
   if (!watch->Push(std::move(r)) || interval.count() == 0) return watch->End(grpc::Status::OK);
   auto timer = std::make_shared<asio::steady_timer>(io_, interval);
@@ -485,9 +528,9 @@ void GrpcServer::Service::ShowStatus(const std::shared_ptr<Watch>& watch,
 }
 
 GrpcServer::GrpcServer(asio::io_context& io, GrpcOptions options, const ApiKeys& keys,
-                       const ModelContext& model, Coordinator& coordinator,
+                       const ModelContext& model, ClientLimiter& limiter, Coordinator& coordinator,
                        const Supervisor& supervisor)
-    : service_(std::make_unique<Service>(io, std::move(options), keys, model, coordinator,
+    : service_(std::make_unique<Service>(io, std::move(options), keys, model, limiter, coordinator,
                                          supervisor)) {}
 GrpcServer::~GrpcServer() { Shutdown(); }
 absl::Status GrpcServer::Start() { return service_->Start(); }

@@ -28,7 +28,8 @@ class GrpcServer {
  public:
   // All must outlive the object; keys are those of HTTP.
   GrpcServer(boost::asio::io_context& io, GrpcOptions options, const ApiKeys& keys,
-             const ModelContext& model, Coordinator& coordinator, const Supervisor& supervisor);
+             const ModelContext& model, ClientLimiter& limiter, Coordinator& coordinator,
+             const Supervisor& supervisor);
   ~GrpcServer();  // Shutdown
 
   absl::Status Start();

@@ -28,6 +28,7 @@ struct GenerateRequest {
   bool render_special = false;
   std::string client;       // whose turn it is, and under whose salt prefixes are shared
   std::string json_schema;  // the text must match; empty: any text
+  bool embed = false;       // no text: the final hidden state of the prompt's last token
   std::optional<std::chrono::steady_clock::time_point> deadline;
 };
 
@@ -41,6 +42,7 @@ struct GeneratedToken {
 struct GenerateUpdate {
   std::string text;  // may be empty: a character or a stop string is not decided yet
   std::vector<GeneratedToken> tokens;
+  std::vector<float> embedding;  // with `finish`, when asked for
   FinishReason finish = FinishReason::kNone;
   absl::Status error;
   int prompt_tokens = 0;

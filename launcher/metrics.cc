@@ -1,6 +1,7 @@
 #include "launcher/metrics.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "prometheus/counter.h"
@@ -38,6 +39,13 @@ prometheus::Histogram& Histogram(Registry& r, const char* name, const char* help
                                  const prometheus::Histogram::BucketBoundaries& buckets) {
   return BuildHistogram().Name(name).Help(help).Register(r).Add({}, buckets);
 }
+
+prometheus::Family<prometheus::Counter>& RankFamily(Registry& r, const char* name,
+                                                    const char* help) {
+  return BuildCounter().Name(name).Help(help).Register(r);
+}
+// A counter of the engine's that started anew with it: what came since the last report.
+double Since(double last, double now) { return now < last ? now : now - last; }
 
 }  // namespace
 
@@ -78,7 +86,20 @@ struct Metrics::Families {
                                                        .Register(registry);
   prometheus::Family<prometheus::Counter>& http =
       BuildCounter().Name("shoal_http_requests_total").Help("HTTP answers").Register(registry);
+  prometheus::Family<prometheus::Counter>& rank_steps =
+      RankFamily(registry, "shoal_rank_steps_total", "Steps that a rank computed");
+  prometheus::Family<prometheus::Counter>& rank_step_seconds =
+      RankFamily(registry, "shoal_rank_step_seconds_total", "Time that a rank spent in steps");
+  prometheus::Family<prometheus::Counter>& rank_all_reduce_seconds =
+      RankFamily(registry, "shoal_rank_all_reduce_wait_seconds_total",
+                 "Time in sums over the tensor-parallel ranks, waiting for the others included");
+  prometheus::Family<prometheus::Counter>& rank_stream_wait_seconds =
+      RankFamily(registry, "shoal_rank_stream_wait_seconds_total",
+                 "Time that a rank waited for weights from disk");
+  prometheus::Family<prometheus::Counter>& rank_streamed_bytes = RankFamily(
+      registry, "shoal_rank_streamed_bytes_total", "Bytes of weights that a rank read from disk");
   // The engine's own counters start anew with it.
+  std::vector<engine::v1::RankStats> last_ranks;
   int64_t last_preempted = 0;
   int64_t last_steps = 0;
   double last_step_seconds = 0;
@@ -119,12 +140,30 @@ void Metrics::Heartbeat(const engine::v1::Heartbeat& h) {
   f_->kv_usage.Set(h.blocks_total() > 0 ? static_cast<double>(h.blocks_in_use()) / h.blocks_total()
                                         : 0);
   const auto add = [](prometheus::Counter& counter, auto now, auto& last) {
-    counter.Increment(static_cast<double>(now < last ? now : now - last));
+    counter.Increment(Since(static_cast<double>(last), static_cast<double>(now)));
     last = now;
   };
   add(f_->preemptions, h.preempted(), f_->last_preempted);
   add(f_->steps, h.steps(), f_->last_steps);
   add(f_->step_seconds, h.step_seconds(), f_->last_step_seconds);
+}
+
+void Metrics::Ranks(const engine::v1::Stats& stats) {
+  f_->last_ranks.resize(static_cast<size_t>(stats.ranks_size()));
+  for (int i = 0; i < stats.ranks_size(); ++i) {
+    const engine::v1::RankStats& now = stats.ranks(i);
+    engine::v1::RankStats& last = f_->last_ranks[static_cast<size_t>(i)];
+    const auto add = [&](prometheus::Family<prometheus::Counter>& family, auto from, auto to) {
+      family.Add({{"rank", absl::StrCat(i)}})
+          .Increment(Since(static_cast<double>(from), static_cast<double>(to)));
+    };
+    add(f_->rank_steps, last.steps(), now.steps());
+    add(f_->rank_step_seconds, last.step_seconds(), now.step_seconds());
+    add(f_->rank_all_reduce_seconds, last.all_reduce_seconds(), now.all_reduce_seconds());
+    add(f_->rank_stream_wait_seconds, last.stream_wait_seconds(), now.stream_wait_seconds());
+    add(f_->rank_streamed_bytes, last.streamed_bytes(), now.streamed_bytes());
+    last = now;
+  }
 }
 
 std::string Metrics::Text() const {

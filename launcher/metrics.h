@@ -21,6 +21,7 @@ class Metrics {
   void HttpAnswered(int status);
   void EngineRestarted();
   void Heartbeat(const engine::v1::Heartbeat& heartbeat);
+  void Ranks(const engine::v1::Stats& stats);
   void Streams(int open);
 
   // The text exposition format, version 0.0.4.

@@ -9,9 +9,11 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "boost/asio/post.hpp"
+#include "launcher/embedding_job.h"
 #include "launcher/json_text.h"
 #include "launcher/log.h"
 #include "launcher/openai_job.h"
+#include "launcher/trace_parent.h"
 #include "launcher/web_page.h"
 #include "nlohmann/json.hpp"
 
@@ -62,14 +64,15 @@ const std::map<std::string, OpenAiApi::Route, std::less<>>& OpenAiApi::Routes() 
 }
 
 OpenAiApi::OpenAiApi(asio::io_context& io, ApiOptions options, const ModelContext& model,
-                     Coordinator& coordinator, const Supervisor& supervisor, Metrics& metrics)
+                     ClientLimiter& limiter, Coordinator& coordinator, const Supervisor& supervisor,
+                     Metrics& metrics)
     : io_(io),
       options_(std::move(options)),
       model_(model),
       coordinator_(coordinator),
       supervisor_(supervisor),
       metrics_(metrics),
-      limiter_(options_.client_limits),
+      limiter_(limiter),
       id_prefix_(absl::StrCat(absl::Hex(std::random_device{}(), absl::kZeroPad8))),
       pool_(kParserThreads) {}
 
@@ -169,6 +172,8 @@ void OpenAiApi::OnRequest(std::shared_ptr<HttpExchange> exchange) {
   HttpAnswer cors;
   AddCors(exchange->request(), &cors);
   for (auto& [name, value] : cors.headers) exchange->AddHeader(name, value);
+  const std::string_view trace = TraceParent(exchange->request().Header("traceparent"));
+  if (!trace.empty()) exchange->AddHeader("traceparent", std::string(trace));
   (this->*Routes().find(exchange->request().path)->second.handle)(exchange);
 }
 
@@ -186,19 +191,19 @@ void OpenAiApi::Parse(const Exchange& exchange,
   });
 }
 
-void OpenAiApi::Complete(const Exchange& exchange,
-                         absl::StatusOr<OpenAiRequest> (*parse)(std::string_view,
-                                                                const ModelContext&)) {
-  const std::string client = ClientOf(exchange->request()).value_or("");
-  if (const std::optional<int> wait = limiter_.Begin(client, Clock::now())) {
+std::optional<OpenAiApi::Counted> OpenAiApi::Count(const Exchange& exchange) {
+  Counted c;
+  c.client = ClientOf(exchange->request()).value_or("");
+  if (const std::optional<int> wait = limiter_.Begin(c.client, Clock::now())) {
     HttpAnswer answer = ErrorAnswer(429, "this key makes too many requests", "rate_limit_exceeded");
     for (auto& [name, value] : answer.headers) {
       if (name == "Retry-After") value = absl::StrCat(*wait);
     }
-    return Answer(exchange, std::move(answer));
+    Answer(exchange, std::move(answer));
+    return std::nullopt;
   }
-  std::string id = absl::StrCat(id_prefix_, absl::Hex(next_id_++, absl::kZeroPad8));
-  const auto done = [this, client, id, exchange, began = Clock::now()](int status) {
+  c.id = absl::StrCat(id_prefix_, absl::Hex(next_id_++, absl::kZeroPad8));
+  c.done = [this, client = c.client, id = c.id, exchange, began = Clock::now()](int status) {
     limiter_.End(client);
     metrics_.HttpAnswered(status);
     const HttpRequest& r = exchange->request();
@@ -206,20 +211,29 @@ void OpenAiApi::Complete(const Exchange& exchange,
                 .method = r.method,
                 .path = r.path,
                 .client = client,
-                .trace = r.Header("traceparent"),
+                .trace = TraceParent(r.Header("traceparent")),
                 .status = status,
                 .seconds = std::chrono::duration<double>(Clock::now() - began).count()});
   };
-  Parse<OpenAiRequest>(
-      exchange, parse, [this, exchange, client, id, done](absl::StatusOr<OpenAiRequest> request) {
-        if (!request.ok()) {
-          HttpAnswer answer = ErrorAnswer(request.status());
-          done(answer.status);
-          return exchange->Respond(std::move(answer));
-        }
-        std::make_shared<OpenAiJob>(exchange, *std::move(request), id, model_, coordinator_, done)
-            ->Start(client);
-      });
+  return c;
+}
+
+void OpenAiApi::Complete(const Exchange& exchange,
+                         absl::StatusOr<OpenAiRequest> (*parse)(std::string_view,
+                                                                const ModelContext&)) {
+  std::optional<Counted> counted = Count(exchange);
+  if (!counted.has_value()) return;
+  Parse<OpenAiRequest>(exchange, parse,
+                       [this, exchange, c = *counted](absl::StatusOr<OpenAiRequest> request) {
+                         if (!request.ok()) {
+                           HttpAnswer answer = ErrorAnswer(request.status());
+                           c.done(answer.status);
+                           return exchange->Respond(std::move(answer));
+                         }
+                         std::make_shared<OpenAiJob>(exchange, *std::move(request), c.id, model_,
+                                                     coordinator_, c.done)
+                             ->Start(c.client);
+                       });
 }
 
 void OpenAiApi::ChatCompletions(const Exchange& exchange) { Complete(exchange, &ParseChatRequest); }
@@ -228,7 +242,19 @@ void OpenAiApi::Completions(const Exchange& exchange) {
 }
 
 void OpenAiApi::Embeddings(const Exchange& exchange) {
-  Answer(exchange, ErrorAnswer(400, "embeddings are not supported by this model", ""));
+  std::optional<Counted> counted = Count(exchange);
+  if (!counted.has_value()) return;
+  Parse<EmbeddingRequest>(exchange, &ParseEmbeddingRequest,
+                          [this, exchange, c = *counted](absl::StatusOr<EmbeddingRequest> request) {
+                            if (!request.ok()) {
+                              HttpAnswer answer = ErrorAnswer(request.status());
+                              c.done(answer.status);
+                              return exchange->Respond(std::move(answer));
+                            }
+                            std::make_shared<EmbeddingJob>(exchange, *std::move(request), model_,
+                                                           coordinator_, c.done)
+                                ->Start(c.client);
+                          });
 }
 
 void OpenAiApi::Models(const Exchange& exchange) {
@@ -287,7 +313,8 @@ std::string OpenAiApi::StatusJson() const {
                      {"heads", r.heads()},
                      {"weight_bytes", r.weight_bytes()},
                      {"kv_bytes", r.kv_bytes()},
-                     {"workspace_bytes", r.workspace_bytes()}});
+                     {"workspace_bytes", r.workspace_bytes()},
+                     {"streamed_bytes", r.streamed_bytes()}});
   }
   const Json body = {
       {"state", StateName(supervisor_.state())},

@@ -23,7 +23,6 @@ namespace shoal {
 
 struct ApiOptions {
   ApiKeys keys;
-  ClientLimits client_limits;
   bool loopback = true;                    // only names of this machine may stand in Host
   std::vector<std::string> allowed_hosts;  // further names for Host
   std::vector<std::string> cors_origins;   // "*": any; empty: no cross-origin page may read answers
@@ -34,7 +33,8 @@ class OpenAiApi : public HttpHandler {
  public:
   // Everything must outlive the object, and the object the last connection.
   OpenAiApi(boost::asio::io_context& io, ApiOptions options, const ModelContext& model,
-            Coordinator& coordinator, const Supervisor& supervisor, Metrics& metrics);
+            ClientLimiter& limiter, Coordinator& coordinator, const Supervisor& supervisor,
+            Metrics& metrics);
   ~OpenAiApi() override;
 
   std::optional<HttpAnswer> OnHeaders(const HttpRequest& request) override;
@@ -62,6 +62,14 @@ class OpenAiApi : public HttpHandler {
   void Parse(const Exchange& exchange,
              absl::StatusOr<Parsed> (*parse)(std::string_view, const ModelContext&),
              std::function<void(absl::StatusOr<Parsed>)> then);
+  // A request that counts against its key's limits.
+  struct Counted {
+    std::string client;
+    std::string id;
+    std::function<void(int status)> done;  // to be called once
+  };
+  // nullopt: refused, and answered.
+  std::optional<Counted> Count(const Exchange& exchange);
   void Complete(const Exchange& exchange,
                 absl::StatusOr<OpenAiRequest> (*parse)(std::string_view, const ModelContext&));
 
@@ -83,7 +91,7 @@ class OpenAiApi : public HttpHandler {
   Coordinator& coordinator_;
   const Supervisor& supervisor_;
   Metrics& metrics_;
-  ClientLimiter limiter_;
+  ClientLimiter& limiter_;
   std::string id_prefix_;  // of this process's request ids
   uint64_t next_id_ = 1;
   boost::asio::thread_pool pool_;  // last: its tasks use the rest

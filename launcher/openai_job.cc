@@ -16,7 +16,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int kClientGone = 499;  // nginx's number for it
 constexpr int kRetryAfterSeconds = 1;
 
 std::string Quote(std::string_view text) { return DumpJson(Json(text)); }

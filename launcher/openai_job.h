@@ -18,6 +18,8 @@ namespace shoal {
 HttpAnswer ErrorAnswer(const absl::Status& status);
 HttpAnswer ErrorAnswer(int http_status, const std::string& message, const std::string& code);
 
+inline constexpr int kClientGone = 499;  // nginx's number for it
+
 // Lives as long as the coordinator or the connection knows it. The coordinator's thread only.
 class OpenAiJob : public std::enable_shared_from_this<OpenAiJob> {
  public:

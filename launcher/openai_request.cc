@@ -27,6 +27,7 @@ constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxBias = 1024;
 constexpr size_t kMaxTools = 128;
 constexpr int kMaxChoices = 64;
+constexpr size_t kMaxInputs = 512;  // of an embeddings request
 constexpr int kMaxTopLogprobs = 20;
 constexpr int kDefaultCompletionTokens = 16;  // as OpenAI has it
 constexpr int kMaxTokens = 1 << 24;
@@ -350,14 +351,14 @@ absl::StatusOr<std::vector<int32_t>> ReadTokenIds(const Json& list, const ModelC
 // A string, token ids, or a list of either.
 absl::StatusOr<std::vector<std::vector<int32_t>>> ReadInputs(const Json& input,
                                                              const ModelContext& model,
-                                                             const char* param,
+                                                             const char* param, size_t most,
                                                              std::vector<std::string>* texts) {
   const bool single =
       input.is_string() || (input.is_array() && !input.empty() && input[0].is_number());
   const Json list = single ? Json::array({input}) : input;
-  if (!list.is_array() || list.empty() || list.size() > static_cast<size_t>(kMaxChoices)) {
-    return Bad(param, absl::StrCat(param, " must be a string, token ids, or a list of 1 to ",
-                                   kMaxChoices, " of either"));
+  if (!list.is_array() || list.empty() || list.size() > most) {
+    return Bad(param, absl::StrCat(param, " must be a string, token ids, or a list of 1 to ", most,
+                                   " of either"));
   }
   std::vector<std::vector<int32_t>> out;
   for (const Json& item : list) {
@@ -453,7 +454,8 @@ absl::StatusOr<OpenAiRequest> ParseCompletionRequest(std::string_view body,
   SHOAL_RETURN_IF_ERROR(ReadInteger(j, "best_of", 1, kMaxChoices, &best_of));
   if (best_of != r.n) return Bad("best_of", "best_of other than n is not supported");
   if (!j.contains("prompt")) return Bad("prompt", "prompt is missing");
-  SHOAL_ASSIGN_OR_RETURN(r.prompts, ReadInputs(j["prompt"], model, "prompt", &r.prompt_texts));
+  SHOAL_ASSIGN_OR_RETURN(r.prompts,
+                         ReadInputs(j["prompt"], model, "prompt", kMaxChoices, &r.prompt_texts));
   if (static_cast<int>(r.prompts.size()) * r.n > kMaxChoices) {
     return Bad("n", absl::StrCat("at most ", kMaxChoices, " choices over all prompts"));
   }
@@ -502,7 +504,7 @@ absl::StatusOr<EmbeddingRequest> ParseEmbeddingRequest(std::string_view body,
   if (Given(j, "dimensions")) return Bad("dimensions", "dimensions is not supported");
   if (!j.contains("input")) return Bad("input", "input is missing");
   std::vector<std::string> texts;
-  SHOAL_ASSIGN_OR_RETURN(r.inputs, ReadInputs(j["input"], model, "input", &texts));
+  SHOAL_ASSIGN_OR_RETURN(r.inputs, ReadInputs(j["input"], model, "input", kMaxInputs, &texts));
   return r;
 }
 

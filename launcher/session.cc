@@ -148,7 +148,7 @@ absl::StatusOr<Loaded> LoadMetadata(const ModelFlags& flags, const SessionOption
   }
   l.options.sequences = session.sequences;
   l.options.prefix_cache = session.prefix_cache;
-  if (session.adjust) SHOAL_RETURN_IF_ERROR(session.adjust(l.config, l.options));
+  if (session.adjust) SHOAL_RETURN_IF_ERROR(session.adjust(*l.checkpoint, l.config, l.options));
   absl::StatusOr<EngineOptions> resolved = ResolveOptions(l.config, l.options);
   if (!resolved.ok()) return WithExitCode(resolved.status(), kExitUsage);
   l.options = *std::move(resolved);

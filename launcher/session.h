@@ -53,7 +53,7 @@ struct SessionOptions {
   bool needs_tokenizer = true;
   bool quiet = false;  // no progress, no report
   // Changes the options when the model is known, before memory is sized.
-  std::function<absl::Status(const ModelConfig&, EngineOptions&)> adjust;
+  std::function<absl::Status(const Checkpoint&, const ModelConfig&, EngineOptions&)> adjust;
   // Called for rank 0 before the weights are loaded, with the resolved options: reads the files
   // that the command works on, so that what is wrong with them is said at once.
   std::function<absl::Status(const ModelConfig&, const EngineOptions&, const Tokenizer*)> prepare;

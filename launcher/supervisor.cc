@@ -231,6 +231,8 @@ void Supervisor::Handle(const pb::FromEngine& message) {
   } else if (message.has_heartbeat()) {
     heartbeat_ = message.heartbeat();
     listener_.OnEngineHeartbeat(heartbeat_);
+  } else if (message.has_stats()) {
+    listener_.OnEngineStats(message.stats());
   }
 }
 

@@ -17,9 +17,10 @@ struct ParsedAnswer {
   std::vector<ToolCall> calls;
 };
 
-// Understands <tool_call>{...}</tool_call> (Hermes, Qwen), [TOOL_CALLS] [...] (Mistral),
-// <|python_tag|>{...} and bare {"name": ..., "parameters": ...} (Llama 3). What does not parse, or
-// names a function that is not in `names`, stays text.
+// Understands <tool_call>{...}</tool_call> (Hermes, Qwen), <function=name> with <parameter=key>
+// elements (Qwen3-Coder) or JSON (Llama) inside, [TOOL_CALLS] [...] and [TOOL_CALLS]name[ARGS]{...}
+// (Mistral), <|python_tag|>{...} and bare {"name": ..., "parameters": ...} (Llama 3). What does not
+// parse, or names a function that is not in `names`, stays text.
 ParsedAnswer ParseToolCalls(std::string_view text, const std::vector<std::string>& names);
 
 // Bytes at the start of an answer under way that certainly are text: what stands before anything

@@ -21,6 +21,7 @@ struct Batch {
     kFetchLogits,  // last stage: send the whole logit rows `fetch` of step `step` again
     kListPages,    // tell rank 0 which KV pages of an earlier run this rank has
     kAwaitLoads,   // wait for the pages that earlier batches load, tell rank 0 which failed
+    kStats,        // send RankStats to rank 0
     kStop,         // write the pages, leave the loop
   };
 
@@ -55,8 +56,11 @@ struct Batch {
 
   // A row whose logits are wanted, and how much of them rank 0 needs.
   struct LogitRow {
+    static constexpr int32_t kHiddenState = -1;
     int32_t row = 0;
-    int32_t candidates = 0;     // best tokens of each vocabulary shard; 0: the whole row
+    // Best tokens of each vocabulary shard; 0: the whole row; kHiddenState: no logits, but the
+    // normed hidden state (an embedding).
+    int32_t candidates = 0;
     float inv_temperature = 1;  // of the log-sum-exp that comes along; 0: none is wanted
     int32_t target = -1;  // >= 0: only this token's logit and the log-sum-exp (scoring a text)
   };

@@ -130,21 +130,38 @@ absl::StatusOr<std::vector<TokenEvent>> Engine::Step() {
   return events;
 }
 
+absl::Status Engine::AskRankStats() {
+  Batch ask;
+  ask.kind = Batch::Kind::kStats;
+  return Launch(ask);
+}
+
+absl::StatusOr<std::vector<RankStats>> Engine::TakeRankStats() {
+  absl::StatusOr<std::vector<RankStats>> stats = rank_->CollectStats();
+  if (!stats.ok()) broken_ = true;
+  return stats;
+}
+
 absl::StatusOr<std::vector<TokenEvent>> Engine::Finish(InFlight oldest) {
   if (!oldest.results.has_value()) {
     SHOAL_ASSIGN_OR_RETURN(oldest.results, rank_->Collect(oldest.step.batch));
   }
   const Scheduler::Step& step = oldest.step;
-  SHOAL_ASSIGN_OR_RETURN(std::vector<Sample> samples, SampleAll(step, *std::move(oldest.results)));
+  std::vector<ShardRow> rows = *std::move(oldest.results);
+  std::vector<std::vector<float>> embeddings(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) embeddings[i] = std::move(rows[i].hidden);
+  SHOAL_ASSIGN_OR_RETURN(std::vector<Sample> samples, SampleAll(step, std::move(rows)));
   std::vector<TokenEvent> events;
   std::vector<int32_t> tokens;
   for (size_t i = 0; i < samples.size(); ++i) {
     tokens.push_back(samples[i].token);
     TokenEvent e;
     e.id = step.sequences[i];
+    const Sequence& s = *scheduler_.Find(e.id);
     e.token = samples[i].token;
     e.sample = std::move(samples[i]);
-    e.has_token = !scheduler_.Find(e.id)->cancelled;
+    e.embedding = std::move(embeddings[i]);
+    e.has_token = !s.cancelled && !s.request.embed;
     events.push_back(std::move(e));
   }
   for (const Scheduler::Finished& f : scheduler_.Complete(step, tokens)) {
@@ -166,6 +183,7 @@ absl::StatusOr<std::vector<Sample>> Engine::SampleAll(const Scheduler::Step& ste
   std::vector<std::vector<uint64_t>> masks(rows.size());
   const auto draw = [&](size_t i, ShardRow&& row) {
     const Sequence& s = *scheduler_.Find(step.sequences[i]);
+    if (s.request.embed) return true;
     std::optional<Sample> sample =
         SampleToken(s.request.sampling, s.tokens, ToRowLogits(std::move(row)), masks[i]);
     if (!sample.has_value()) return false;

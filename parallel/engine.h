@@ -20,7 +20,8 @@ struct TokenEvent {
   SequenceId id = 0;
   bool has_token = false;
   int32_t token = 0;
-  Sample sample;  // log-probabilities, when asked for
+  Sample sample;                 // log-probabilities, when asked for
+  std::vector<float> embedding;  // of a request that asked for it, when it ends
   FinishReason finish = FinishReason::kNone;
 };
 
@@ -57,6 +58,11 @@ class Engine {
   };
   absl::StatusOr<std::vector<Score>> ScoreText(absl::Span<const int32_t> tokens, int first_scored,
                                                bool want_logits);
+
+  // Asks every rank for its statistics, which TakeRankStats returns: at once when called right
+  // behind, without waiting when the ranks had time to answer. Each Ask is followed by one Take.
+  absl::Status AskRankStats();
+  absl::StatusOr<std::vector<RankStats>> TakeRankStats();
 
   Scheduler::Stats stats() const { return scheduler_.stats(); }
   const Rank& rank() const { return *rank_; }

@@ -194,6 +194,16 @@ absl::StatusOr<const float*> Model::Head(const float* hidden, int n, bool prefil
       backend_.OnHost(logits_.data(), int64_t{n} * vocab_rows() * int64_t{sizeof(float)}));
 }
 
+absl::Status Model::FinalNorm(const float* hidden, float* out) {
+  SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kHead, -1));
+  const int64_t bytes = config_.dim * static_cast<int64_t>(sizeof(float));
+  const auto* row = static_cast<const float*>(backend_.OnDevice(hidden, bytes));
+  backend_.RmsNorm(row, config_.dim, w.vector(Role::kOutputNorm), config_.norm_eps, 1, config_.dim,
+                   partial_, config_.dim);
+  backend_.Copy(out, partial_, bytes);
+  return absl::OkStatus();
+}
+
 // Everything below prepares for the pass above.
 
 int Model::IndexOf(WeightUnit::Kind kind, int layer, int expert) const {

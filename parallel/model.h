@@ -53,6 +53,8 @@ class Model {
   // head * norm(hidden rows): logits [n, vocab_rows()], valid until the next call of anything here.
   // n <= limits.logit_rows.
   absl::StatusOr<const float*> Head(const float* hidden, int n, bool prefill);
+  // Last stage only. out [dim] = norm(hidden [dim]): what the head sees of one row.
+  absl::Status FinalNorm(const float* hidden, float* out);
   int vocab_rows() const { return static_cast<int>(plan_.vocab.size()); }
   int dim() const { return config_.dim; }
 

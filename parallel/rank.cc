@@ -1,6 +1,7 @@
 #include "parallel/rank.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -17,18 +18,26 @@ namespace shoal {
 namespace {
 
 constexpr int kResultTag = 2;
+constexpr int kStatsTag = 3;
 constexpr int kLogitSlice = 32;  // rows of one product with the head: bounds the logits' memory
 constexpr int kDefaultContext = 4096;
 // Of a device's free memory that is left alone: code of kernels, staging, what other programs take.
 constexpr int64_t kDeviceMargin = int64_t{256} << 20;
 constexpr int kMaxSequences = 4096;
 constexpr int64_t kMostPages = 1 << 20;  // of a page file: bounds the index
+using Clock = std::chrono::steady_clock;
 
-// Bytes of the result of one row from a shard of `vocab` tokens.
+bool WantsHidden(const Batch::LogitRow& row) {
+  return row.candidates == Batch::LogitRow::kHiddenState;
+}
+
+// Bytes of the result of one row from a last-stage rank.
 // Layout: log_sum_exp f64, then one of: target logit f32 + 4 bytes; k candidates (token i32, logit
-// f32); vocab f32.
-int64_t ResultBytes(const Batch::LogitRow& row, int64_t vocab) {
+// f32); vocab f32; the hidden state f32, which all ranks of the stage have and the first one sends.
+int64_t ResultBytes(const Batch::LogitRow& row, const RankPlan& from, int dim) {
+  const int64_t vocab = from.vocab.size();
   const int64_t head = sizeof(double);
+  if (WantsHidden(row)) return head + (from.tp_index == 0 ? int64_t{dim} * 4 : 0);
   if (row.target >= 0) return head + 8;
   if (row.candidates > 0) return head + std::min<int64_t>(row.candidates, vocab) * 8;
   return head + vocab * 4;
@@ -78,6 +87,7 @@ void Merge(ShardRow& into, ShardRow&& from) {
   into.log_sum_exp = AddLogs(into.log_sum_exp, from.log_sum_exp);
   into.target_logit = std::max(into.target_logit, from.target_logit);
   into.all.insert(into.all.end(), from.all.begin(), from.all.end());
+  if (into.hidden.empty()) into.hidden = std::move(from.hidden);
   into.candidates.insert(into.candidates.end(), from.candidates.begin(), from.candidates.end());
 }
 
@@ -150,6 +160,17 @@ absl::StatusOr<RankMemory> Rank::MemoryNeeded(const Checkpoint& checkpoint,
   return m;
 }
 
+absl::StatusOr<int64_t> Rank::KvTokenBytes(const Checkpoint& checkpoint, const ModelConfig& config,
+                                           const EngineOptions& options) {
+  SHOAL_ASSIGN_OR_RETURN(const ShardPlan plan, MakeShardPlan(config, checkpoint, options.shard));
+  int64_t most = 0;
+  for (const RankPlan& p : plan.ranks) {
+    most = std::max(most, KvCache::BlockBytes(KvShapeOf(config, options, p),
+                                              static_cast<int>(p.layers.size())));
+  }
+  return most / kKvBlockTokens;
+}
+
 absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
                                                    const Checkpoint& checkpoint,
                                                    const ModelConfig& config,
@@ -185,6 +206,7 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
       rank->model_,
       Model::Create(rank->config_, rank->layout_, LimitsOf(options), options.wire, *rank->mesh_,
                     *rank->backend_, *rank->weights_.source, *rank->kv_));
+  if (plan.last_stage) rank->normed_.resize(config.dim);
   rank->kept_.resize(rank->plan_.pp + 1);
   return rank;
 }
@@ -251,9 +273,43 @@ absl::Status Rank::LoadDeviceWeights(const Checkpoint& checkpoint, const Progres
 
 absl::Status Rank::Run(const Batch& batch) {
   SHOAL_RETURN_IF_ERROR(RunPages(batch));
+  if (batch.kind == Batch::Kind::kStats) {
+    if (mesh_->world().rank() == 0) return absl::OkStatus();
+    const RankStats stats = StatsNow();
+    return mesh_->world().Send(&stats, sizeof stats, 0, kStatsTag);
+  }
   if (batch.kind != Batch::Kind::kForward && batch.kind != Batch::Kind::kFetchLogits) {
     return absl::OkStatus();
   }
+  const Clock::time_point start = Clock::now();
+  SHOAL_RETURN_IF_ERROR(Compute(batch));
+  stats_.step_seconds += std::chrono::duration<double>(Clock::now() - start).count();
+  stats_.steps += batch.kind == Batch::Kind::kForward ? 1 : 0;
+  return absl::OkStatus();
+}
+
+RankStats Rank::StatsNow() const {
+  RankStats s = stats_;
+  s.memory = memory_;
+  s.all_reduce_seconds = mesh_->tp().all_reduce_seconds();
+  if (weights_.streamer != nullptr) {
+    const StreamStats streamed = weights_.streamer->stats();
+    s.stream_wait_seconds = streamed.wait_s;
+    s.bytes_streamed = streamed.bytes_read;
+  }
+  return s;
+}
+
+absl::StatusOr<std::vector<RankStats>> Rank::CollectStats() {
+  std::vector<RankStats> all = {StatsNow()};
+  for (int r = 1; r < mesh_->world().size(); ++r) {
+    SHOAL_RETURN_IF_ERROR(
+        mesh_->world().Recv(&all.emplace_back(), sizeof(RankStats), r, kStatsTag));
+  }
+  return all;
+}
+
+absl::Status Rank::Compute(const Batch& batch) {
   if (batch.kind == Batch::Kind::kForward) {
     if (batch.rows() == 0) return kv_->Apply(batch.table);
     SHOAL_RETURN_IF_ERROR(model_->Forward(batch));
@@ -288,13 +344,29 @@ absl::StatusOr<std::vector<uint8_t>> Rank::ComputeResults(const Batch& batch) {
   }
   std::vector<uint8_t> out;
   const Extent& vocab = mesh_->plan().vocab;
-  for (size_t begin = 0; begin < rows.size(); begin += kLogitSlice) {
-    const int n = static_cast<int>(std::min<size_t>(kLogitSlice, rows.size() - begin));
+  for (size_t begin = 0; begin < rows.size();) {
+    if (WantsHidden(rows[begin])) {
+      SHOAL_RETURN_IF_ERROR(AppendHidden(hidden + begin * dim, out));
+      ++begin;
+      continue;
+    }
+    int n = 1;
+    while (n < kLogitSlice && begin + n < rows.size() && !WantsHidden(rows[begin + n])) ++n;
     SHOAL_ASSIGN_OR_RETURN(const float* logits,
                            model_->Head(hidden + begin * dim, n, batch.prefill_head != 0));
     for (int i = 0; i < n; ++i) AppendRow(rows[begin + i], logits + i * vocab.size(), vocab, out);
+    begin += n;
   }
   return out;
+}
+
+absl::Status Rank::AppendHidden(const float* hidden, std::vector<uint8_t>& out) {
+  out.insert(out.end(), sizeof(double), 0);
+  if (mesh_->plan().tp_index != 0) return absl::OkStatus();
+  SHOAL_RETURN_IF_ERROR(model_->FinalNorm(hidden, normed_.data()));
+  const auto* p = reinterpret_cast<const uint8_t*>(normed_.data());
+  out.insert(out.end(), p, p + normed_.size() * sizeof(float));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<ShardRow>> Rank::Collect(const Batch& batch) {
@@ -311,7 +383,7 @@ absl::StatusOr<std::vector<ShardRow>> Rank::Collect(const Batch& batch) {
       own_results_.erase(own_results_.begin());
     } else {
       int64_t size = 0;
-      for (const Batch::LogitRow& r : rows) size += ResultBytes(r, from.vocab.size());
+      for (const Batch::LogitRow& r : rows) size += ResultBytes(r, from, config_.dim);
       bytes.resize(size);
       SHOAL_RETURN_IF_ERROR(mesh_->world().Recv(bytes.data(), size, from.rank, kResultTag));
     }
@@ -336,13 +408,16 @@ absl::StatusOr<std::vector<ShardRow>> Rank::DecodeResults(const Batch& batch,
   std::vector<ShardRow> out;
   const uint8_t* p = bytes.data();
   for (const Batch::LogitRow& row : ResultRows(batch)) {
-    const uint8_t* const end = p + ResultBytes(row, from.vocab.size());
+    const uint8_t* const end = p + ResultBytes(row, from, config_.dim);
     if (end > bytes.data() + bytes.size())
       return absl::InternalError("a result message ends early");
     ShardRow shard;
     std::memcpy(&shard.log_sum_exp, p, sizeof(double));
     p += sizeof(double);
-    if (row.target >= 0) {
+    if (WantsHidden(row)) {
+      shard.hidden.resize((end - p) / sizeof(float));
+      if (end > p) std::memcpy(shard.hidden.data(), p, end - p);
+    } else if (row.target >= 0) {
       std::memcpy(&shard.target_logit, p, sizeof(float));
     } else if (row.candidates > 0) {
       shard.candidates.resize((end - p) / sizeof(Candidate));

@@ -71,12 +71,24 @@ struct RankMemory {
   int64_t total() const { return weights + kv + workspace; }
 };
 
+// What a rank has done since it started, and what it holds. Travels between ranks as it is.
+struct RankStats {
+  int64_t steps = 0;
+  double step_seconds = 0;  // in forward passes and their results
+  double all_reduce_seconds =
+      0;  // of those: in sums over the group, waiting for the others included
+  double stream_wait_seconds = 0;  // of those: for weights that were not there yet
+  int64_t bytes_streamed = 0;      // of weights, read again and again
+  RankMemory memory;
+};
+
 // What a last-stage rank says about one logit row. Either candidates or the whole shard or a score.
 struct ShardRow {
   std::vector<Candidate> candidates;
   std::vector<float> all;
   double log_sum_exp = 0;
-  float target_logit = 0;  // -inf when the target lies in another shard
+  float target_logit = 0;     // -inf when the target lies in another shard
+  std::vector<float> hidden;  // [dim], when the row asked for it
 };
 
 class Rank {
@@ -95,8 +107,15 @@ class Rank {
                                                  const EngineOptions& options, const RankPlan& plan,
                                                  const Backend& backend);
 
+  // The KV bytes of one token on the rank that holds most of them. Pure.
+  static absl::StatusOr<int64_t> KvTokenBytes(const Checkpoint& checkpoint,
+                                              const ModelConfig& config,
+                                              const EngineOptions& options);
+
   // Runs a broadcast batch: forward, then (last stage) its results to rank 0, which keeps its own.
   absl::Status Run(const Batch& batch);
+  // Rank 0 only, once after each stats batch: what every rank sent.
+  absl::StatusOr<std::vector<RankStats>> CollectStats();
   // Rank 0 only: the results of a forward or fetch batch, one entry for each logit (or fetched)
   // row, merged over the vocabulary shards.
   absl::StatusOr<std::vector<ShardRow>> Collect(const Batch& batch);
@@ -112,10 +131,6 @@ class Rank {
   const RankMemory& memory() const { return memory_; }
   const WeightStore& weights() const { return weights_; }
   KvPager* pager() const { return pager_.get(); }  // null: nothing goes to disk
-  // What another rank of the plan takes.
-  absl::StatusOr<RankMemory> MemoryOf(const Checkpoint& checkpoint, const RankPlan& plan) const {
-    return MemoryNeeded(checkpoint, config_, options_, plan, *backend_);
-  }
   std::string DescribeBackend() const { return backend_->Describe(); }
 
   // The loop of every rank but 0: until a stop batch. An error breaks the communicator for all.
@@ -129,7 +144,10 @@ class Rank {
   absl::Status LoadDeviceWeights(const Checkpoint& checkpoint, const Progress& progress);
   WeightStoreOptions StoreOptions(const Progress& progress) const;
   absl::Status DoesNotFit(int64_t budget, int64_t least, const char* flag) const;
+  RankStats StatsNow() const;
+  absl::Status Compute(const Batch& batch);
   absl::StatusOr<std::vector<uint8_t>> ComputeResults(const Batch& batch);
+  absl::Status AppendHidden(const float* hidden, std::vector<uint8_t>& out);
   absl::StatusOr<std::vector<ShardRow>> DecodeResults(const Batch& batch,
                                                       const std::vector<uint8_t>& bytes,
                                                       const RankPlan& from) const;
@@ -148,6 +166,8 @@ class Rank {
   int page_records_ = 0;
   std::vector<uint8_t> own_loads_;  // rank 0: its answer to kAwaitLoads
   std::unique_ptr<Model> model_;
+  std::vector<float> normed_;  // [dim]
+  RankStats stats_;            // its counters
   // Hidden rows of the last few steps, so that whole logit rows can be asked for again.
   struct Kept {
     int64_t step = -1;

@@ -26,6 +26,7 @@ struct SamplingParams {
   uint64_t seed = 0;
   int logprobs = -1;  // -1: none; 0: the chosen token's; n: and the n best
   std::vector<std::pair<int32_t, float>> logit_bias;
+  friend bool operator==(const SamplingParams&, const SamplingParams&) = default;
 };
 
 struct Candidate {

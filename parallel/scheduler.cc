@@ -18,6 +18,16 @@ int BlocksFor(int64_t tokens) {
   return static_cast<int>((tokens + kKvBlockTokens - 1) / kKvBlockTokens);
 }
 
+Batch::LogitRow LogitRowFor(const Sequence& s, int row) {
+  const SamplingParams& sampling = s.request.sampling;
+  Batch::LogitRow logit{row, CandidatesNeeded(sampling, s.tokens), 1};
+  if (s.request.embed) logit.candidates = Batch::LogitRow::kHiddenState;
+  // Greedy and top-k draws need no sum over the vocabulary.
+  const bool open = sampling.temperature > 0 && sampling.top_k <= 0 && !s.request.embed;
+  logit.inv_temperature = open ? 1 / sampling.temperature : 0;
+  return logit;
+}
+
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerLimits& limits)
@@ -136,13 +146,7 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     batch.tokens.insert(batch.tokens.end(), s.tokens.begin() + run.pos,
                         s.tokens.begin() + run.pos + run.rows);
     if (run.pos + run.rows == static_cast<int>(s.tokens.size())) {
-      Batch::LogitRow logit{run.row + run.rows - 1, CandidatesNeeded(s.request.sampling, s.tokens),
-                            1};
-      // Greedy and top-k draws need no sum over the vocabulary.
-      const SamplingParams& sampling = s.request.sampling;
-      const bool open = sampling.temperature > 0 && sampling.top_k <= 0;
-      logit.inv_temperature = open ? 1 / sampling.temperature : 0;
-      batch.logits.push_back(logit);
+      batch.logits.push_back(LogitRowFor(s, run.row + run.rows - 1));
       step.sequences.push_back(s.id);
       s.awaiting_sample = true;
     }
@@ -498,6 +502,7 @@ void Scheduler::Remove(Sequence& s) {
 }
 
 FinishReason Scheduler::ReasonToEnd(const Sequence& s) const {
+  if (s.request.embed) return FinishReason::kStop;
   const auto& stops = s.request.stop_tokens;
   if (std::find(stops.begin(), stops.end(), s.tokens.back()) != stops.end())
     return FinishReason::kStop;

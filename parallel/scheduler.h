@@ -84,8 +84,8 @@ class Scheduler {
 
   // The next step, or nullopt when nothing can run (idle, or everything waits for steps in flight).
   std::optional<Step> Next();
-  // A step is done: one sampled token for each of its sequences. Steps complete in the order they
-  // were handed out. Returns the sequences that ended.
+  // A step is done: one sampled token for each of its sequences (any for one that embeds). Steps
+  // complete in the order they were handed out. Returns the sequences that ended.
   std::vector<Finished> Complete(const Step& step, const std::vector<int32_t>& tokens);
   // Sequences that Cancel() ended outside of Complete().
   std::vector<Finished> TakeCancelled();

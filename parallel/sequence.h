@@ -27,6 +27,7 @@ struct SequenceRequest {
   std::vector<int32_t> stop_tokens;
   std::string client;  // requests of different clients take turns
   PrefixHash salt;     // prefixes are shared only under the same salt
+  bool embed = false;  // ends with the final hidden state of its last token in place of a token
 };
 
 // Owned by the Scheduler.

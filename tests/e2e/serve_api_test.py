@@ -2,6 +2,7 @@
 import base64
 import json
 import signal
+import struct
 
 import harness
 import serve_harness
@@ -43,6 +44,48 @@ class ServeApiTest(harness.TestCase):
         self.assertEqual(events[-2]['usage']['completion_tokens'], usage['completion_tokens'])
         self.assertEqual(events[-3]['choices'][0]['finish_reason'], choice['finish_reason'])
         self.assertEqual(serve_harness.text_of(events), choice['message']['content'])
+
+    def test_embeddings(self):
+        body = {'model': 'fish', 'input': ['The sea', 'The sea', 'A completely different text about a red boat']}
+        answer = self.ok('/v1/embeddings', body)
+        vectors = [d['embedding'] for d in answer['data']]
+        self.assertEqual([d['index'] for d in answer['data']], [0, 1, 2])
+        dot = lambda a, b: sum(x * y for x, y in zip(a, b))
+        self.assertAlmostEqual(dot(vectors[0], vectors[0]), 1, places=5)
+        self.assertAlmostEqual(dot(vectors[0], vectors[1]), 1, places=5)
+        self.assertLess(dot(vectors[0], vectors[2]), 0.999)
+        packed = self.ok('/v1/embeddings', {**body, 'encoding_format': 'base64'})['data'][2]['embedding']
+        values = struct.unpack(f'<{len(vectors[2])}f', base64.b64decode(packed))
+        self.assertAlmostEqual(dot(values, vectors[2]), 1, places=5)
+        self.assertGreater(answer['usage']['prompt_tokens'], 3)
+        status, error = self.server.post('/v1/embeddings', {'input': []})
+        self.assertEqual((status, error['error']['param']), (400, 'input'))
+
+    def test_run_through_the_server(self):
+        url = f'http://127.0.0.1:{self.server.port}'
+        flags = ('-p', 'Once upon a time', '-n', 24, '--temp', 0, '-q')
+        self.assertEqual(self.assert_ok(harness.shoal('run', '--server', url, *flags)).out,
+                         self.assert_ok(harness.shoal('run', *flags)).out)
+        self.assertEqual(harness.shoal('run', '--server', url, '-m', 'x.gguf', '-p', 'x').code, 2)
+        self.assertEqual(harness.shoal('run', '--server', 'ftp://x', '-p', 'x').code, 2)
+        gone = harness.shoal('run', '--server', 'http://127.0.0.1:1', '-p', 'x')
+        self.assertEqual(gone.code, 69)
+        self.assertIn(b'127.0.0.1 port 1', gone.err)
+
+    def test_trace_comes_back(self):
+        trace = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'
+        for sent, expected in ((trace, trace), ('x' * 55, None)):
+            headers = self.server.request('POST', '/v1/completions', {'prompt': 'x', 'max_tokens': 1}, {'traceparent': sent})[1]
+            self.assertEqual(headers['traceparent'], expected)
+
+    def test_statistics_of_a_rank(self):
+        self.server.complete('Once', max_tokens=8)
+
+        def steps():
+            text = self.server.request('GET', '/metrics')[2].decode()
+            return any(line.startswith('shoal_rank_steps_total{rank="0"}') and float(line.split()[1]) > 0
+                       for line in text.splitlines())
+        harness.wait_until(steps, 30, 'the rank to report its steps')
 
     def test_stop_strings_across_tokens(self):
         text = self.server.complete('Once upon a time', max_tokens=30)

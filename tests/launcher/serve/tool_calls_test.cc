@@ -13,6 +13,10 @@ TEST(ToolCalls, CommonFormats) {
            "[TOOL_CALLS] [{\"name\": \"add\", \"arguments\": {\"a\": 1}}]",
            "<|python_tag|>{\"name\": \"add\", \"parameters\": {\"a\": 1}}",
            "{\"name\": \"add\", \"parameters\": {\"a\": 1}}",
+           "[TOOL_CALLS]add[ARGS]{\"a\": 1}",
+           "[TOOL_CALLS]add{\"a\": 1}",
+           "<function=add>{\"a\": 1}</function>",
+           "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
            "{\"type\": \"function\", \"name\": \"add\", \"arguments\": \"{\\\"a\\\":1}\"}",
        }) {
     const ParsedAnswer answer = ParseToolCalls(text, kNames);
@@ -34,10 +38,27 @@ TEST(ToolCalls, SeveralCallsAndTextAround) {
   EXPECT_EQ(answer.content, "Let me see.");
 }
 
+TEST(ToolCalls, NamedCallsAndParameters) {
+  const ParsedAnswer named = ParseToolCalls(
+      "Sure. [TOOL_CALLS]add[ARGS]{\"a\": 1}[TOOL_CALLS]get_weather[ARGS]{\"city\": \"Oslo\"}",
+      kNames);
+  ASSERT_EQ(named.calls.size(), 2U);
+  EXPECT_EQ(named.calls[1].arguments, "{\"city\":\"Oslo\"}");
+  EXPECT_EQ(named.content, "Sure.");
+  const ParsedAnswer elements = ParseToolCalls(
+      "<tool_call><function=get_weather><parameter=city>New York</parameter>"
+      "<parameter=days>[1, 2]</parameter></function></tool_call>",
+      kNames);
+  ASSERT_EQ(elements.calls.size(), 1U);
+  EXPECT_EQ(elements.calls[0].arguments, "{\"city\":\"New York\",\"days\":[1,2]}");
+}
+
 TEST(ToolCalls, WhatDoesNotParseStaysText) {
   for (const char* text :
        {"{\"name\": \"unknown\", \"arguments\": {}}", "<tool_call>{\"name\": </tool_call>",
-        "{\"answer\": 42}", "[1, 2]", "plain", "[TOOL_CALLS] nothing", ""}) {
+        "<function=unknown>{}</function>", "<function=add>{", "[TOOL_CALLS]add[ARGS]",
+        "[TOOL_CALLS]", "<tool_call><function=add><parameter=a></function></tool_call>",
+        "<function=add", "{\"answer\": 42}", "[1, 2]", "plain", "[TOOL_CALLS] nothing", ""}) {
     const ParsedAnswer answer = ParseToolCalls(text, kNames);
     EXPECT_TRUE(answer.calls.empty()) << text;
     EXPECT_EQ(answer.content, text);
