@@ -20,6 +20,7 @@
 #include "absl/types/span.h"
 #include "kernels/copy_engine.h"
 #include "kernels/device_memory.h"
+#include "kernels/device_queue.h"
 #include "kernels/packed_matrix.h"
 
 namespace shoal {
@@ -179,6 +180,8 @@ class Backend {
   // What moves weights to a device's own memory beside the ops; null where there is nothing to
   // move.
   virtual CopyEngine* copies() { return nullptr; }
+  // The device's queue, for libraries that enqueue on it; null for CPUs.
+  virtual DeviceQueue* queue() { return nullptr; }
   // kUnavailable when the device failed in one of the ops before: their results are garbage.
   virtual absl::Status Check() { return absl::OkStatus(); }
 

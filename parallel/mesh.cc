@@ -1,7 +1,14 @@
 #include "parallel/mesh.h"
 
+#include <cstdio>
+#include <set>
+#include <string>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
+#include "comm/nccl.h"
 #include "comm/staged.h"
+#include "kernels/status_macros.h"
 
 namespace shoal {
 
@@ -23,9 +30,41 @@ absl::StatusOr<Mesh> Mesh::Create(Communicator& world, const ShardPlan& plan) {
 }
 
 absl::Status Mesh::UseMemoryOf(Backend& backend) {
+  if (world_->size() == 1 && backend.shares_host_memory()) return absl::OkStatus();
+  absl::StatusOr<std::shared_ptr<const nccl::Api>> api = absl::UnavailableError("no GPU");
+  if (backend.queue() != nullptr && world_->size() > 1) api = nccl::Load();
+
+  // What every rank offers to NCCL: the name of its GPU, or nothing.
+  struct Offer {
+    char device[96] = {};
+  };
+  Offer mine;
+  if (api.ok()) {
+    std::snprintf(mine.device, sizeof mine.device, "%s %s", world_->host(world_->rank()).c_str(),
+                  backend.queue()->device().c_str());
+  }
+  std::vector<Offer> world(world_->size()), group(tp_->size());
+  SHOAL_RETURN_IF_ERROR(world_->AllGather(&mine, sizeof mine, world.data()));
+  SHOAL_RETURN_IF_ERROR(tp_->AllGather(&mine, sizeof mine, group.data()));
+  const auto has_a_gpu_each = [](const std::vector<Offer>& offers) {
+    std::set<std::string> devices;
+    for (const Offer& o : offers) devices.insert(o.device);
+    return offers.size() > 1 && devices.size() == offers.size() && devices.count("") == 0;
+  };
   if (backend.shares_host_memory()) return absl::OkStatus();
-  device_tp_ = MakeStagedCommunicator(*tp_, backend);
-  device_world_ = MakeStagedCommunicator(*world_, backend);
+
+  const auto reach = [&](Communicator& host,
+                         bool by_nccl) -> absl::StatusOr<std::unique_ptr<Communicator>> {
+    if (by_nccl) return MakeNcclCommunicator(*api, host, *backend.queue());
+    return MakeStagedCommunicator(host, backend);
+  };
+  SHOAL_ASSIGN_OR_RETURN(device_tp_, reach(*tp_, has_a_gpu_each(group)));
+  SHOAL_ASSIGN_OR_RETURN(device_world_, reach(*world_, stages_ > 1 && has_a_gpu_each(world)));
+  if (has_a_gpu_each(group)) {
+    transport_ = absl::StrCat("NCCL ", nccl::VersionText((*api)->version));
+  } else if (world_->size() > 1 && !api.ok()) {
+    transport_ = absl::StrCat("host memory (", api.status().message(), ")");
+  }
   return absl::OkStatus();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "comm/communicator.h"
@@ -16,9 +17,12 @@ class Mesh {
   // Collective. REQUIRES: world.size() == plan.world().
   static absl::StatusOr<Mesh> Create(Communicator& world, const ShardPlan& plan);
 
-  // Sums and hidden states are read and written in this backend's memory from now on. The backend
-  // lives longer than the mesh.
+  // Collective. Sums and hidden states are read and written in this rank's backend's memory from
+  // now on: by NCCL among ranks that have a GPU each, else through the host. The backend lives
+  // longer than the mesh.
   absl::Status UseMemoryOf(Backend& backend);
+  // How they travel: "NCCL 2.28.9", "host memory", and why.
+  const std::string& transport() const { return transport_; }
 
   // Between all ranks, host memory: batches and results.
   Communicator& world() const { return *world_; }
@@ -39,6 +43,7 @@ class Mesh {
   std::unique_ptr<Communicator> device_tp_, device_world_;  // null: device memory is host memory
   RankPlan plan_;
   int stages_ = 1;
+  std::string transport_ = "host memory";
 };
 
 }  // namespace shoal

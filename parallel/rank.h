@@ -157,8 +157,8 @@ class Rank {
   ShardPlan plan_;
   RankMemory memory_;
   std::unique_ptr<MemoryBudget> budget_;  // of host memory, for all that memory_ counts
-  std::unique_ptr<Mesh> mesh_;
   std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Mesh> mesh_;
   WeightLayout layout_;
   WeightStore weights_;
   std::unique_ptr<KvCache> kv_;

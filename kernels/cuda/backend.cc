@@ -47,11 +47,11 @@ CudaBackend::CudaBackend(const GpuInfo& info, int64_t max_shared_bytes, OwnedStr
                          CudaCopies copies)
     : info_(info),
       max_shared_bytes_(max_shared_bytes),
-      stream_(std::move(stream)),
+      queue_(std::move(stream), info.pci),
       copies_(std::move(copies)),
       linear_(info.major >= 8) {}
 
-CudaBackend::~CudaBackend() { cudaStreamSynchronize(stream_.get()); }
+CudaBackend::~CudaBackend() { cudaStreamSynchronize(stream()); }
 
 std::string CudaBackend::Describe() const {
   return absl::StrCat("cuda:", info_.index, " ", info_.name, " (sm_", info_.major, info_.minor,
@@ -86,14 +86,14 @@ int64_t CudaBackend::FreeBytes() const {
 
 void CudaBackend::Copy(void* to, const void* from, int64_t bytes) {
   if (bytes == 0 || to == from) return;
-  Keep(ToStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_.get()), "copying"));
-  Keep(ToStatus(cudaStreamSynchronize(stream_.get()), "waiting for the GPU"));
+  Keep(ToStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()), "copying"));
+  Keep(queue_.Wait());
 }
 
 uint8_t* CudaBackend::Grow(DeviceMemory& memory, int64_t bytes, bool pinned) {
   if (bytes <= memory.size()) return memory.data();
   // What is enqueued may still use the old one.
-  Keep(ToStatus(cudaStreamSynchronize(stream_.get()), "waiting for the GPU"));
+  Keep(queue_.Wait());
   memory = DeviceMemory();
   absl::StatusOr<DeviceMemory> grown = pinned ? AllocatePinned(bytes) : AllocateDevice(bytes);
   Keep(grown.status());
@@ -130,14 +130,14 @@ void CudaBackend::Embed(const PackedMatrix& table, absl::Span<const int32_t> ids
   const int64_t bytes = static_cast<int64_t>(ids.size() * sizeof(int32_t));
   SHOAL_CHECK(bytes <= ids_upload_.size(), "more rows than Limits");
   std::memcpy(*host, ids.data(), bytes);
-  Keep(ids_upload_.Commit(bytes, stream_.get()));
+  Keep(ids_upload_.Commit(bytes, stream()));
   cuda::Embed(table, reinterpret_cast<const int32_t*>(ids_upload_.device()),
-              static_cast<int>(ids.size()), out, stream_.get());
+              static_cast<int>(ids.size()), out, stream());
 }
 
 void CudaBackend::RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows,
                           int cols, float* out, int64_t out_stride) {
-  cuda::RmsNorm(x, stride, weight, eps, rows, cols, out, out_stride, stream_.get());
+  cuda::RmsNorm(x, stride, weight, eps, rows, cols, out, out_stride, stream());
 }
 
 void CudaBackend::Linear(const LinearInput& input, int cols, RowCount rows,
@@ -145,7 +145,7 @@ void CudaBackend::Linear(const LinearInput& input, int cols, RowCount rows,
   SHOAL_CHECK(rows.decode >= 0 && rows.prefill >= 0 && rows.total() <= limits_.rows,
               "more rows than Limits");
   SHOAL_CHECK(cols > 0 && cols <= limits_.cols, "more columns than Limits");
-  linear_.Linear(input, cols, rows, outputs, stream_.get());
+  linear_.Linear(input, cols, rows, outputs, stream());
 }
 
 const BatchPlan* CudaBackend::Plan(absl::Span<const Segment> segments, const AttentionShape& shape,
@@ -158,14 +158,14 @@ const BatchPlan* CudaBackend::Plan(absl::Span<const Segment> segments, const Att
   options.prefill_tile = PrefillTile(kv.shape, max_shared_bytes_);
   options.partial_items = static_cast<int>(PartialItems(limits_));
   plan_ = planner_->Build(segments, shape, options, *host, plan_upload_.device());
-  Keep(plan_upload_.Commit(planner_->UsedBytes(), stream_.get()));
+  Keep(plan_upload_.Commit(planner_->UsedBytes(), stream()));
   return &*plan_;
 }
 
 void CudaBackend::QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer& kv,
                              absl::Span<const Segment> segments) {
   if (const BatchPlan* plan = Plan(segments, shape, kv)) {
-    cuda::QkvToCache(args, shape, kv, *plan, stream_.get());
+    cuda::QkvToCache(args, shape, kv, *plan, stream());
   }
 }
 
@@ -174,14 +174,14 @@ void CudaBackend::Attention(const float* q, int64_t q_stride, const AttentionSha
                             int64_t out_stride) {
   if (const BatchPlan* plan = Plan(segments, shape, kv)) {
     cuda::Attention(q, q_stride, shape, kv, *plan, attention_workspace_.data(), out, out_stride,
-                    stream_.get());
+                    stream());
   }
 }
 
 void CudaBackend::Route(const RouterArgs& args, int rows, int32_t* ids, float* weights) {
   SHOAL_CHECK(rows <= limits_.rows && args.used <= limits_.experts_used,
               "more rows or experts than Limits");
-  cuda::Route(args, rows, ids, weights, stream_.get());
+  cuda::Route(args, rows, ids, weights, stream());
 }
 
 void CudaBackend::Experts(const LinearInput& input, int cols, RowCount rows, const int32_t* ids,
@@ -189,12 +189,12 @@ void CudaBackend::Experts(const LinearInput& input, int cols, RowCount rows, con
                           int64_t out_stride) {
   SHOAL_CHECK(rows.total() <= limits_.rows && used <= limits_.experts_used,
               "more rows or experts than Limits");
-  linear_.Experts(input, cols, rows, ids, weights, used, experts, out, out_stride, stream_.get());
+  linear_.Experts(input, cols, rows, ids, weights, used, experts, out, out_stride, stream());
 }
 
 void CudaBackend::Add(float* x, int64_t x_stride, const float* y, int64_t y_stride, int rows,
                       int cols) {
-  cuda::Add(x, x_stride, y, y_stride, rows, cols, stream_.get());
+  cuda::Add(x, x_stride, y, y_stride, rows, cols, stream());
 }
 
 }  // namespace shoal::cuda

@@ -37,6 +37,7 @@ class CudaBackend final : public Backend {
   const void* OnHost(const void* data, int64_t bytes) override;
   const void* OnDevice(const void* data, int64_t bytes) override;
   CopyEngine* copies() override { return &copies_; }
+  DeviceQueue* queue() override { return &queue_; }
   absl::Status Check() override;
 
   void BeginBatch() override { plan_.reset(); }
@@ -58,6 +59,7 @@ class CudaBackend final : public Backend {
 
  private:
   CudaBackend(const GpuInfo& info, int64_t max_shared_bytes, OwnedStream stream, CudaCopies copies);
+  cudaStream_t stream() const { return queue_.stream(); }
   // The plan of the batch at hand, made and uploaded by the first op that needs it.
   const BatchPlan* Plan(absl::Span<const Segment> segments, const AttentionShape& shape,
                         const KvLayer& kv);
@@ -67,7 +69,7 @@ class CudaBackend final : public Backend {
 
   const GpuInfo info_;
   const int64_t max_shared_bytes_;
-  OwnedStream stream_;
+  CudaQueue queue_;
   CudaCopies copies_;
   LinearEngine linear_;
   Limits limits_;

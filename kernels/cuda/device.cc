@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kernels/status_macros.h"
 
 namespace shoal::cuda {
@@ -27,7 +28,8 @@ absl::StatusOr<std::vector<GpuInfo>> ListGpus() {
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp p;
     SHOAL_RETURN_IF_ERROR(ToStatus(cudaGetDeviceProperties(&p, i), "reading a GPU's properties"));
-    gpus.push_back({i, p.name, p.major, p.minor, static_cast<int64_t>(p.totalGlobalMem)});
+    gpus.push_back({i, p.name, p.major, p.minor, static_cast<int64_t>(p.totalGlobalMem),
+                    absl::StrFormat("%04x:%02x:%02x", p.pciDomainID, p.pciBusID, p.pciDeviceID)});
   }
   return gpus;
 }
@@ -66,6 +68,17 @@ OwnedStream& OwnedStream::operator=(OwnedStream&& other) noexcept {
 }
 OwnedStream::~OwnedStream() {
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+absl::Status CudaQueue::Wait() const {
+  if (watches_.empty()) {
+    return ToStatus(cudaStreamSynchronize(stream_.get()), "waiting for the GPU");
+  }
+  while (true) {
+    const cudaError_t state = cudaStreamQuery(stream_.get());
+    if (state != cudaErrorNotReady) return ToStatus(state, "waiting for the GPU");
+    for (const auto& watch : watches_) SHOAL_RETURN_IF_ERROR(watch());
+  }
 }
 
 absl::StatusOr<OwnedEvent> OwnedEvent::Create() {

@@ -7,12 +7,15 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/device_memory.h"
+#include "kernels/device_queue.h"
 
 namespace shoal::cuda {
 
@@ -25,6 +28,7 @@ struct GpuInfo {
   std::string name;
   int major = 0, minor = 0;  // compute capability
   int64_t total_bytes = 0;
+  std::string pci;  // "0000:01:00", the same for every process of the host
 };
 // kUnavailable with the reason when there is none: no driver, one too old, all hidden.
 absl::StatusOr<std::vector<GpuInfo>> ListGpus();
@@ -48,6 +52,27 @@ class OwnedStream {
 
  private:
   cudaStream_t stream_ = nullptr;
+};
+
+// What the ops of a rank are ordered on, and how the host waits for them.
+class CudaQueue final : public DeviceQueue {
+ public:
+  CudaQueue(OwnedStream stream, std::string device)
+      : stream_(std::move(stream)), device_(std::move(device)) {}
+  void* handle() override { return stream_.get(); }
+  std::string device() const override { return device_; }
+  void AddWatch(std::function<absl::Status()> watch) override {
+    watches_.push_back(std::move(watch));
+  }
+
+  cudaStream_t stream() const { return stream_.get(); }
+  // Until all that was enqueued is done, or a watch says what went wrong.
+  absl::Status Wait() const;
+
+ private:
+  OwnedStream stream_;
+  std::string device_;
+  std::vector<std::function<absl::Status()>> watches_;
 };
 
 // A point in a stream's order.
