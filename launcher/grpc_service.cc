@@ -195,6 +195,7 @@ class GrpcServer::Service : public v1::Coordinator::CallbackService {
   void SetServing(bool serving) {
     if (server_ == nullptr || serving == serving_) return;
     serving_ = serving;
+    served_ = served_ || serving;
     server_->GetHealthCheckService()->SetServingStatus("", serving);
     server_->GetHealthCheckService()->SetServingStatus(kServiceName, serving);
   }
@@ -257,6 +258,7 @@ class GrpcServer::Service : public v1::Coordinator::CallbackService {
   std::unique_ptr<grpc::Server> server_;
   int port_ = -1;
   std::atomic<bool> serving_{false};
+  std::atomic<bool> served_{false};  // it was true once
   std::atomic<bool> closing_{false};
   std::atomic<uint64_t> calls_{0};
   std::map<std::string, Open> open_;  // the coordinator's thread only
@@ -316,8 +318,9 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* GrpcServer::Service::Generate(
     reactor->End(NoKey());
     return reactor.get();
   }
-  // Cheap refusals, before a prompt is tokenized.
-  if (!serving_) {
+  // Cheap refusals, before a prompt is tokenized. What the last tick saw may be old when the model
+  // has just been loaded: then Submit decides.
+  if (!serving_ && served_) {
     reactor->End({grpc::StatusCode::UNAVAILABLE, "the server takes no requests now"});
     return reactor.get();
   }

@@ -70,7 +70,7 @@ class ServeApiTest(harness.TestCase):
         self.assertEqual(harness.shoal('run', '--server', 'ftp://x', '-p', 'x').code, 2)
         gone = harness.shoal('run', '--server', 'http://127.0.0.1:1', '-p', 'x')
         self.assertEqual(gone.code, 69)
-        self.assertIn(b'127.0.0.1 port 1', gone.err)
+        self.assertIn('127.0.0.1 port 1', gone.err)
 
     def test_trace_comes_back(self):
         trace = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'
