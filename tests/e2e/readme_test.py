@@ -36,6 +36,7 @@ class ReadmeTest(harness.TestCase):
             r'\btext\.txt\b': str(words),
             r'\bhosts\b': str(self.scratch / 'hosts'),
             r'\bshards\b': str(self.scratch / 'shards'),
+            r'(?<=--kv-cache-dir )\S+': str(self.scratch / 'kv'),
             r'pc[0-9]+ slots=1\b': 'localhost',  # Open MPI counts a host that is listed twice as two slots
             r'^tests/run\b.*$': 'tests/run --help',
             r'^deploy/quickstart\b.*$': '',  # quickstart_test.py runs it
