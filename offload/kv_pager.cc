@@ -139,7 +139,7 @@ std::vector<bool> KvPager::FinishLoads() {
   return worked;
 }
 
-void KvPager::BeginStream(std::vector<StreamPart> parts) {
+void KvPager::BeginStream(const std::vector<StreamPart>& parts) {
   EndStream();
   MutexLock lock(&mu_);
   for (const StreamPart& part : parts) stream_.push_back({part, -1, false});

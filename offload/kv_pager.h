@@ -82,7 +82,7 @@ class KvPager {
     int record = 0;
     int layer = 0;
   };
-  void BeginStream(std::vector<StreamPart> parts);
+  void BeginStream(const std::vector<StreamPart>& parts);
   // The next part, [block][K, V], valid until the next call; null when it could not be read.
   const uint8_t* NextPart();
   void EndStream();  // drops what was not asked for
