@@ -7,12 +7,12 @@ namespace shoal {
 namespace pb = ::shoal::engine::v1;
 
 // Fields with one name and one meaning on both sides, each written once for both directions.
-#define SHOAL_SAMPLING_FIELDS(F)                                                                \
-  F(temperature)                                                                                \
-  F(top_k)                                                                                      \
-  F(top_p)                                                                                      \
-  F(min_p) F(repeat_penalty) F(presence_penalty) F(frequency_penalty) F(penalty_last_n) F(seed) \
-      F(logprobs)
+#define SHOAL_SAMPLING_FIELDS(F) \
+  F(temperature)                 \
+  F(top_k)                       \
+  F(top_p)                       \
+  F(min_p)                       \
+  F(repeat_penalty) F(presence_penalty) F(frequency_penalty) F(penalty_last_n) F(seed) F(logprobs)
 #define SHOAL_SUBMIT_FIELDS(F) F(prompt_length) F(max_tokens) F(client) F(embed)
 
 pb::Sampling ToMessage(const SamplingParams& params) {
