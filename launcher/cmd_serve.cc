@@ -217,7 +217,13 @@ class Service {
       return ReportError(
           s.code() == absl::StatusCode::kInvalidArgument ? WithExitCode(s, kExitConfig) : s);
     }
-    if (absl::Status s = grpc_.Start(); !s.ok()) return ReportError(s);
+    if (absl::Status s = grpc_.Start(); !s.ok()) {
+      // Only who asked for gRPC would rather have no server at all.
+      const bool asked = flags_.grpc.port >= 0;
+      if (asked || s.code() != absl::StatusCode::kUnavailable) return ReportError(s);
+      LogWarning(
+          absl::StrCat(s.message(), "; without --grpc-port the server goes on without gRPC"));
+    }
     if (absl::Status s = supervisor_.Start(); !s.ok()) return ReportError(s);
     // Scripts wait for this line.
     if (grpc_.port() > 0) {
@@ -373,7 +379,8 @@ void AddServeFlags(CLI::App& app, ServeFlags& f) {
   app.add_option("--port", f.http.port, "HTTP port; 0: any that is free")
       ->envname("SHOAL_PORT")
       ->capture_default_str();
-  app.add_option("--grpc-port", f.grpc.port, "gRPC port (default: the HTTP port + 1); 0: any")
+  app.add_option("--grpc-port", f.grpc.port,
+                 "gRPC port; 0: any (default: the HTTP port + 1, and no gRPC when that is taken)")
       ->envname("SHOAL_GRPC_PORT");
   app.add_flag("--no-grpc", f.no_grpc, "HTTP only")->envname("SHOAL_NO_GRPC");
   app.add_flag("--grpc-reflection", f.grpc.reflection, "let gRPC clients ask for the API's shape")

@@ -291,8 +291,10 @@ absl::Status GrpcServer::Service::Start() {
   builder.RegisterService(this);
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port_ <= 0) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen for gRPC on ", options_.address, " port ", options_.port));
+    return absl::UnavailableError(absl::StrCat("cannot listen for gRPC on ", options_.address,
+                                               " port ", options_.port,
+                                               ": most likely it is taken; choose another with "
+                                               "--grpc-port"));
   }
   server_->GetHealthCheckService()->SetServingStatus("", false);
   server_->GetHealthCheckService()->SetServingStatus(kServiceName, false);

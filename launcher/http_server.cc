@@ -460,8 +460,10 @@ absl::Status HttpServer::Impl::Listen() {
   if (!error) acceptor_.bind(endpoint, error);
   if (!error) acceptor_.listen(asio::socket_base::max_listen_connections, error);
   if (error) {
+    const bool taken = error == boost::system::errc::address_in_use;
     return absl::UnavailableError(absl::StrCat("cannot listen on ", options.address, " port ",
-                                               options.port, ": ", error.message()));
+                                               options.port, ": ", error.message(),
+                                               taken ? "; choose another with --port" : ""));
   }
   port_ = acceptor_.local_endpoint().port();
   Accept();

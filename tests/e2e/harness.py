@@ -5,7 +5,9 @@ Each test file is one concern, written with unittest, run by CTest from the proj
 import dataclasses
 import os
 import pathlib
+import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -64,6 +66,36 @@ def generate(path, *flags):
     subprocess.run([sys.executable, str(ROOT / 'tests' / 'tools' / 'make_gguf.py'), str(path), *map(str, flags)],
                    check=True)
     return path
+
+
+_reservations = []  # sockets that live as long as this process
+
+
+def reserve_ports(count):
+    """The first of `count` ports in a row for a server that cannot be told to choose one itself (port 0).
+
+    They are below the range that the kernel hands out, and an abstract socket keeps each from every other test on this host
+    until this process ends, so that nobody takes them between now and the server's bind.
+    """
+    low, high = 10000, int(pathlib.Path('/proc/sys/net/ipv4/ip_local_port_range').read_text().split()[0])
+    if high - low < 1000:
+        low, high = 1024, 10000
+    for _ in range(1000):
+        first, locks = random.randrange(low, high - count), []
+        try:
+            for port in range(first, first + count):
+                locks.append(socket.socket(socket.AF_UNIX))
+                locks[-1].bind(f'\0shoal-test-port-{port}')
+                with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(('127.0.0.1', port))
+        except OSError:
+            for lock in locks:
+                lock.close()
+            continue
+        _reservations.extend(locks)
+        return first
+    raise AssertionError(f'no {count} free ports in a row between {low} and {high}')
 
 
 def kill(pid, sig=signal.SIGKILL):

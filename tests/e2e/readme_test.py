@@ -1,23 +1,10 @@
 """Every command of README.md runs as printed, except for the names of the reader's own files and machines."""
 import re
-import socket
 import unittest
 
 import harness
 
 README = (harness.ROOT / 'README.md').read_text()
-
-
-def free_port():
-    """A port such that it and the next (gRPC's) are free now."""
-    while True:
-        with socket.socket() as a, socket.socket() as b:
-            a.bind(('127.0.0.1', 0))
-            try:
-                b.bind(('127.0.0.1', a.getsockname()[1] + 1))
-            except OSError:
-                continue
-            return a.getsockname()[1]
 
 
 def blocks(text):
@@ -41,7 +28,7 @@ class ReadmeTest(harness.TestCase):
             r'^tests/run\b.*$': 'tests/run --help',
             r'^deploy/quickstart\b.*$': '',  # quickstart_test.py runs it
             r'\bbuild/shoal\b': harness.BINARY,
-            r'\b8080\b': str(free_port()),
+            r'\b8080\b': str(harness.reserve_ports(2)),
             r'^kill %1$': 'kill $!; wait',
         }
 
@@ -59,7 +46,8 @@ class ReadmeTest(harness.TestCase):
         table = self.substitutions()
         for line, block in blocks(README):
             with self.subTest(line=line):
-                script = block
+                # Nothing outlives a block that fails half-way.
+                script = "trap 'kill $(jobs -p) 2> /dev/null || :' EXIT\n" + block
                 for pattern, replacement in table.items():
                     script = re.sub(pattern, replacement, script, flags=re.M)
                 result = harness.run('bash', '-euo', 'pipefail', '-c', script, timeout=300)

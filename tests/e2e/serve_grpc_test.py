@@ -2,6 +2,7 @@
 import importlib
 import json
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -134,6 +135,24 @@ class GrpcKeysTest(harness.TestCase):
         watch = good.stream('ClusterStatus', pb.ClusterStatusRequest(watch=True), pb.ClusterStatusResponse)
         next(watch)
         self.assertEqual(server.stop(), 0)
+
+
+class GrpcPortTest(harness.TestCase):
+    def test_taken_ports(self):
+        """The default gRPC port being taken costs gRPC; a port that was asked for is had or refused."""
+        port = harness.reserve_ports(2)
+        with socket.create_server(('127.0.0.1', port + 1)):
+            server = serve_harness.Server(port=port)
+            self.addCleanup(server.kill)
+            self.assertIn(f'cannot listen for gRPC on 127.0.0.1 port {port + 1}', server.log())
+            self.assertNotIn('shoal: gRPC on', server.log())
+            self.assertNotEqual(server.complete('Once', max_tokens=4), '')
+            result = harness.shoal('serve', '--port', 0, '--grpc-port', port + 1)
+            self.assertEqual(result.code, harness.UNAVAILABLE, str(result))
+            self.assertIn('choose another with --grpc-port', result.err)
+            result = harness.shoal('serve', '--port', port)
+            self.assertEqual(result.code, harness.UNAVAILABLE, str(result))
+            self.assertIn('choose another with --port', result.err)
 
 
 if __name__ == '__main__':

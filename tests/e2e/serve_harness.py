@@ -11,10 +11,10 @@ import harness
 
 
 class Server:
-    """Starts `shoal serve` on a free port of 127.0.0.1 and waits until it is ready."""
+    """Starts `shoal serve` on a free port of 127.0.0.1 (or on `port`) and waits until it is ready."""
 
-    def __init__(self, *flags, model=None, ready=True, timeout=120, env=None):
-        command = [harness.BINARY, 'serve', '--port', '0', *map(str, flags)]
+    def __init__(self, *flags, model=None, ready=True, timeout=120, env=None, port=0):
+        command = [harness.BINARY, 'serve', '--port', str(port), *map(str, flags)]
         if model is not None:
             command += ['-m', str(model)]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
