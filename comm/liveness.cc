@@ -121,7 +121,8 @@ Liveness::Liveness(LivenessOptions options, OnFailure on_failure)
       wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       join_deadline_(MonotonicNow() + options_.connect),
       left_(options_.hosts.size()),
-      joined_(options_.hosts.size()) {
+      joined_(options_.hosts.size()),
+      last_beat_(MonotonicNow()) {
   SHOAL_CHECK(wake_fd_ >= 0, "no event descriptor: raise the limit of open files");
 }
 
@@ -211,14 +212,8 @@ void Liveness::Run() {
   while (true) {
     const absl::Time now = MonotonicNow();
     // After a short pause of this very process the others' beats lie unread: that is no silence of
-    // theirs. After a long one they have given this rank up, and it is not the one to blame others.
-    if (now - last_turn > options_.silence) {
-      Fail({absl::UnavailableError(absl::StrCat(
-                "this process, ", Name(options_.rank), ", was stopped for ",
-                absl::FormatDuration(absl::Trunc(now - last_turn, absl::Milliseconds(100))),
-                " and is no longer part of the job")),
-            options_.rank, true, false, false});
-    } else if (now - last_turn > options_.silence / 2) {
+    // theirs.
+    if (!WasGivenUp() && now - last_turn > options_.silence / 2) {
       for (Connection& connection : connections_) connection.heard = now;
     }
     last_turn = now;
@@ -242,6 +237,11 @@ void Liveness::Run() {
     if (stop) return;
     if (now >= next_beat) {
       Send({Frame::kBeat, 0, options_.rank});
+      // One that nobody was there to hear does not count.
+      if (std::any_of(connections_.begin(), connections_.end(),
+                      [](const Connection& c) { return c.peer >= 0; })) {
+        last_beat_ = now;
+      }
       next_beat = now + options_.interval;
     }
     CheckSilence(now);
@@ -359,7 +359,21 @@ void Liveness::CheckSilence(absl::Time now) {
   }
 }
 
+// A rank that has sent no beat for so long was stopped, and the others have given it up: what it
+// sees then, their closed connections too, is its own doing, and it is not the one to blame them.
+bool Liveness::WasGivenUp() {
+  const absl::Duration pause = MonotonicNow() - last_beat_;
+  if (pause <= options_.silence) return false;
+  Fail({absl::UnavailableError(
+            absl::StrCat("this process, ", Name(options_.rank), ", was stopped for ",
+                         absl::FormatDuration(absl::Trunc(pause, absl::Milliseconds(100))),
+                         " and is no longer part of the job")),
+        options_.rank, true, false, false});
+  return true;
+}
+
 void Liveness::Lose(int rank, std::string_view why) {
+  if (WasGivenUp()) return;
   if (options_.rank == 0) Send({Frame::kLost, 0, rank, std::string(why)}, rank);
   const int lowest_survivor = rank == 0 ? 1 : 0;
   Fail({absl::UnavailableError(absl::StrCat(Name(rank), " was lost: ", std::string(why))), rank,

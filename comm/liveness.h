@@ -103,6 +103,7 @@ class Liveness {
   void HandleFrame(Connection& connection, const Frame& frame);
   void Close(Connection& connection, std::string_view why);
   void CheckSilence(absl::Time now);
+  bool WasGivenUp();
   void Lose(int rank, std::string_view why);
   void Fail(const JobFailure& failure);
   void Send(const Frame& frame, int except = -1);
@@ -121,6 +122,7 @@ class Liveness {
   std::vector<Connection> connections_;
   std::string news_;  // rank 0: all that was sent to everyone, for ranks that join later
   std::vector<bool> joined_;
+  absl::Time last_beat_;  // that a peer may have heard
   bool failed_ = false;
 
   Mutex mu_;

@@ -64,7 +64,8 @@ class LivenessTest : public ::testing::Test {
   }
 
   // Rank 0 of a world of `size`; the others are added with Join.
-  void Host(int size, absl::Duration connect = absl::Seconds(20)) {
+  void Host(int size, absl::Duration connect = absl::Seconds(20),
+            absl::Duration interval = absl::Milliseconds(50)) {
     absl::StatusOr<Liveness::Listener> listener = Liveness::Listen("127.0.0.1");
     ASSERT_TRUE(listener.ok()) << listener.status();
     invitation_ = listener->invitation;
@@ -72,6 +73,7 @@ class LivenessTest : public ::testing::Test {
     ranks_.resize(size);
     LivenessOptions options = Options(0, size);
     options.connect = connect;
+    options.interval = interval;
     ranks_[0] = Liveness::Host(options, *listener, Told(0));
   }
   void Join(int rank) {
@@ -152,6 +154,21 @@ TEST_F(LivenessTest, AnOpenButSilentConnectionCountsAsLost) {
   EXPECT_THAT(std::string(failure.status.message()), HasSubstr("no sign of life"));
   EXPECT_EQ(inbox(0).Wait().rank, 2);
   close(fd);
+}
+
+// As after SIGSTOP and SIGCONT: rank 0 wakes, reads what came in the meantime, and finds the
+// connection of those who gave it up closed.
+TEST_F(LivenessTest, ARankThatSentNoBeatBlamesNobodyElse) {
+  Host(2, absl::Seconds(20), /*interval=*/absl::Hours(1));
+  Join(1);
+  const JobFailure survivor = inbox(1).Wait();
+  EXPECT_EQ(survivor.rank, 0);
+  EXPECT_TRUE(survivor.is_reporter);
+  ranks_[1].reset();
+  const JobFailure own = inbox(0).Wait();
+  EXPECT_EQ(own.rank, 0);
+  EXPECT_FALSE(own.is_reporter);
+  EXPECT_THAT(std::string(own.status.message()), HasSubstr("was stopped for"));
 }
 
 TEST_F(LivenessTest, ARankThatNeverJoinsIsNamed) {
