@@ -21,6 +21,7 @@ struct MpirunJob {
 
 // What the command line depends on besides the job.
 struct MpirunHost {
+  std::string program = "mpirun";  // its path, or a name that PATH leads to
   bool is_root = false;
   bool can_read_peers = true;  // process_vm_readv is allowed (containers often forbid it)
   std::string subnet;          // of the chosen network, "192.0.2.0/24"; empty: this machine only
@@ -35,7 +36,7 @@ struct HostPlan {
 };
 absl::StatusOr<HostPlan> PlanHosts(const MpirunJob& job);
 
-// argv, beginning with "mpirun".
+// argv, beginning with host.program.
 std::vector<std::string> MpirunArguments(const MpirunJob& job, const MpirunHost& host,
                                          int ranks_per_host);
 

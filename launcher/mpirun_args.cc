@@ -73,7 +73,7 @@ absl::StatusOr<HostPlan> PlanHosts(const MpirunJob& job) {
 
 std::vector<std::string> MpirunArguments(const MpirunJob& job, const MpirunHost& host,
                                          int ranks_per_host) {
-  std::vector<std::string> argv = {"mpirun", "-np", absl::StrCat(job.ranks)};
+  std::vector<std::string> argv = {host.program, "-np", absl::StrCat(job.ranks)};
   if (host.is_root) argv.push_back("--allow-run-as-root");
   // Ranks share the cores themselves; mpirun would count them its own way, and refuse or pin.
   argv.insert(argv.end(), {"--oversubscribe", "--bind-to", "none"});
@@ -86,6 +86,8 @@ std::vector<std::string> MpirunArguments(const MpirunJob& job, const MpirunHost&
   if (host.subnet.empty()) {
     Mca(argv, "btl", "self,vader");  // shared memory: no card to choose wrongly
     Mca(argv, "oob_tcp_if_include", "lo");
+    // Else Open MPI wants ssh, though there is no host to reach.
+    if (job.hosts.empty() && job.hostfile.empty()) Mca(argv, "plm", "isolated");
   } else {
     Mca(argv, "btl_tcp_if_include", host.subnet);
     Mca(argv, "oob_tcp_if_include", host.subnet);

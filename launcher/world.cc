@@ -70,6 +70,12 @@ absl::StatusOr<std::string> ThisProgram() {
   return std::string(path, n);
 }
 
+// The mpirun that lies beside this program is the one that its ranks were linked for.
+std::string MpirunFor(const std::string& program) {
+  std::string beside = absl::StrCat(program.substr(0, program.rfind('/')), "/mpirun");
+  return access(beside.c_str(), X_OK) == 0 ? beside : "mpirun";
+}
+
 }  // namespace
 
 bool IsMpiRank() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr; }
@@ -113,6 +119,7 @@ absl::StatusOr<std::optional<int>> MaybeLaunchRanks(const WorldOptions& options,
     return WithExitCode(plan.status(), absl::IsNotFound(plan.status()) ? kExitNoInput : kExitUsage);
   }
   MpirunHost host;
+  host.program = MpirunFor(job.command.front());
   host.is_root = geteuid() == 0;
   host.can_read_peers = CanReadPeers();
   if (!plan->hosts.empty()) {

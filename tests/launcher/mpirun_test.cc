@@ -42,7 +42,10 @@ TEST(MpirunArguments, OneMachineNeedsNoNetwork) {
   EXPECT_THAT(line, HasSubstr("-x SHOAL_WIRE"));
   EXPECT_THAT(line, Not(HasSubstr("--allow-run-as-root")));
   EXPECT_THAT(line, Not(HasSubstr("btl_tcp_if_include")));
-  EXPECT_EQ(argv.back(), "two words");  // one argument
+  EXPECT_THAT(line, HasSubstr("--mca plm isolated"));  // works where ssh is not installed
+  EXPECT_EQ(argv.back(), "two words");                 // one argument
+  host.program = "/opt/shoal/bin/mpirun";
+  EXPECT_EQ(MpirunArguments(Job(2), host, 0).front(), "/opt/shoal/bin/mpirun");
 }
 
 TEST(MpirunArguments, RootAndContainersGetTheirFlags) {
@@ -62,6 +65,9 @@ TEST(MpirunArguments, SeveralHostsTalkOverTheChosenNetwork) {
   EXPECT_THAT(line, HasSubstr("oob_tcp_if_include 192.0.2.0/24"));
   EXPECT_THAT(line, HasSubstr("BatchMode=yes"));
   EXPECT_THAT(line, Not(HasSubstr("self,vader")));
+  EXPECT_THAT(line, Not(HasSubstr("isolated")));
+  host.subnet.clear();  // names of this machine, which Open MPI may not recognize
+  EXPECT_THAT(Line(Job(2, "localhost"), host, 2), Not(HasSubstr("isolated")));
 }
 
 TEST(PlanHosts, SpreadsEvenlyUnlessTheUserGaveSlots) {
