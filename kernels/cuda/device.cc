@@ -16,13 +16,34 @@ absl::Status ToStatus(cudaError_t error, const char* tried) {
   return absl::UnavailableError(text);
 }
 
+namespace {
+
+std::string CudaVersion(int version) {
+  return absl::StrCat(version / 1000, ".", version % 1000 / 10);
+}
+
+// What cudaGetDeviceCount calls an insufficient driver may be none at all.
+std::string WhyNoGpu(cudaError_t error) {
+  if (error == cudaSuccess) return "the driver knows of no GPU";
+  int driver = 0, runtime = 0;
+  if (error != cudaErrorInsufficientDriver || cudaDriverGetVersion(&driver) != cudaSuccess ||
+      cudaRuntimeGetVersion(&runtime) != cudaSuccess) {
+    return cudaGetErrorString(error);
+  }
+  if (driver == 0) return "no NVIDIA driver is installed (libcuda.so.1 was not found)";
+  return absl::StrCat("the NVIDIA driver is made for CUDA ", CudaVersion(driver),
+                      ", this shoal needs ", CudaVersion(runtime), ": install a newer driver");
+}
+
+}  // namespace
+
 absl::StatusOr<std::vector<GpuInfo>> ListGpus() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
+    const std::string why = WhyNoGpu(error);
     cudaGetLastError();  // a machine without a GPU is no error of later calls
-    return absl::UnavailableError(error != cudaSuccess ? cudaGetErrorString(error)
-                                                       : "the driver knows of no GPU");
+    return absl::UnavailableError(why);
   }
   std::vector<GpuInfo> gpus;
   for (int i = 0; i < count; ++i) {
