@@ -11,12 +11,17 @@
 namespace shoal {
 namespace {
 
-constexpr int kTimedRows = 32;  // of a prompt: enough to say what a token takes
+constexpr int kTimedRows = 32;       // of a prompt: enough to say what a token takes
+constexpr double kCostWeight = 0.2;  // of the newest measurement, in its running mean
+
+void Average(double value, double& mean) {
+  mean = mean == 0 ? value : mean + kCostWeight * (value - mean);
+}
 
 SchedulerLimits LimitsOf(const EngineOptions& o, const Rank& rank) {
   SchedulerLimits l;
   l.rows = o.rows;
-  l.rows_beside_decode = std::max(1, o.rows / 2);
+  l.rows_beside_decode = o.rows;
   l.slots = o.sequences;
   l.context = o.context;
   l.blocks = (o.kv_tokens + kKvBlockTokens - 1) / kKvBlockTokens;
@@ -84,9 +89,26 @@ absl::Status Engine::AwaitLoads() {
   if (broken_) return worked.status();
   scheduler_.FinishLoads(*worked);
   const KvPagerStats stats = rank_->pager()->stats();
-  if (stats.pages_in > 0) page_s_ = stats.read_s / static_cast<double>(stats.pages_in);
-  scheduler_.SetCosts(page_s_, token_s_);
+  if (stats.pages_in > 0) costs_.page_s = stats.read_s / static_cast<double>(stats.pages_in);
+  scheduler_.SetCosts(costs_);
   return absl::OkStatus();
+}
+
+// From what a step took; in a pipeline, from what this rank's stage took, which sets the pace.
+void Engine::LearnCosts(const Batch& batch, double seconds) {
+  const int prompt_rows = batch.rows() - batch.decode_rows;
+  if (prompt_rows == 0) {
+    // One row of each sequence, not tokens that are replayed.
+    if (batch.rows() > 0 && batch.rows() == static_cast<int>(batch.runs.size())) {
+      Average(seconds, costs_.decode_s);
+    }
+  } else if (prompt_rows >= kTimedRows) {
+    const double decode_s = batch.decode_rows == 0 ? 0 : costs_.decode_s;
+    if (batch.decode_rows == 0 || decode_s > 0) {
+      Average(std::max(0.0, seconds - decode_s) / prompt_rows, costs_.token_s);
+    }
+  }
+  scheduler_.SetCosts(costs_);
 }
 
 absl::StatusOr<std::vector<TokenEvent>> Engine::Step() {
@@ -102,14 +124,10 @@ absl::StatusOr<std::vector<TokenEvent>> Engine::Step() {
       step = scheduler_.Next();
     }
     if (!step.has_value()) break;
-    in_flight_.push_back({*std::move(step), std::nullopt});
-    Batch& batch = in_flight_.back().step.batch;
-    const absl::Time start = absl::Now();
-    SHOAL_RETURN_IF_ERROR(Launch(batch));
-    // A pipeline is as fast as its stages, so this holds for several of them too.
-    if (batch.decode_rows == 0 && batch.rows() >= kTimedRows) {
-      token_s_ = absl::ToDoubleSeconds(absl::Now() - start) / batch.rows();
-    }
+    in_flight_.push_back({*std::move(step), absl::Now(), 0, std::nullopt});
+    InFlight& flight = in_flight_.back();
+    SHOAL_RETURN_IF_ERROR(Launch(flight.step.batch));
+    flight.launch_s = absl::ToDoubleSeconds(absl::Now() - flight.began);
   }
   if (!in_flight_.empty()) {
     InFlight oldest = std::move(in_flight_.front());
@@ -147,6 +165,10 @@ absl::StatusOr<std::vector<TokenEvent>> Engine::Finish(InFlight oldest) {
     SHOAL_ASSIGN_OR_RETURN(oldest.results, rank_->Collect(oldest.step.batch));
   }
   const Scheduler::Step& step = oldest.step;
+  // The results of a device come later than its launch.
+  LearnCosts(step.batch, rank_->mesh().stages() > 1
+                             ? oldest.launch_s
+                             : absl::ToDoubleSeconds(absl::Now() - oldest.began));
   std::vector<ShardRow> rows = *std::move(oldest.results);
   std::vector<std::vector<float>> embeddings(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) embeddings[i] = std::move(rows[i].hidden);

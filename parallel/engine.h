@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "parallel/rank.h"
 #include "parallel/scheduler.h"
 #include "parallel/sequence.h"
@@ -71,11 +72,14 @@ class Engine {
  private:
   struct InFlight {
     Scheduler::Step step;
+    absl::Time began;
+    double launch_s = 0;                           // rank 0's part of it took
     std::optional<std::vector<ShardRow>> results;  // when they had to be collected early
   };
   absl::Status Launch(Batch& batch);
   absl::Status ListPages();
   absl::Status AwaitLoads();
+  void LearnCosts(const Batch& batch, double seconds);
   absl::StatusOr<std::vector<TokenEvent>> Finish(InFlight oldest);
   absl::StatusOr<std::vector<Sample>> SampleAll(const Scheduler::Step& step,
                                                 std::vector<ShardRow> rows);
@@ -89,8 +93,7 @@ class Engine {
   bool broken_ = false;
   bool stopped_ = false;
   bool pages_listed_ = false;
-  double page_s_ = 0;   // reading a KV page takes, as measured
-  double token_s_ = 0;  // computing a token of a prompt takes
+  StepCosts costs_;
 };
 
 }  // namespace shoal

@@ -14,6 +14,13 @@ namespace {
 // for 32. By the prompt's length, not a chunk's, so that how it is cut does not matter.
 constexpr int kShortPrompt = 16;
 
+// Prompts may make a step with decode rows this much longer, in steps that only decode. Less would
+// leave slots empty: where a prompt token costs a 25th of a decode step (kernels/README.md), twice
+// brings in prompts of 200 tokens as fast as 16 streams of 64 tokens end.
+constexpr double kPromptShare = 2;
+// Prefill products cost as much for one row as for these.
+constexpr int kPrefillTile = 32;
+
 int BlocksFor(int64_t tokens) {
   return static_cast<int>((tokens + kKvBlockTokens - 1) / kKvBlockTokens);
 }
@@ -102,8 +109,7 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     AddRun(*s, 1, /*decode=*/true, step);
     ++rows;
   }
-  const int limit =
-      rows > 0 ? std::min(limits_.rows, rows + limits_.rows_beside_decode) : limits_.rows;
+  const int limit = rows > 0 ? std::min(limits_.rows, rows + RowsBesideDecode()) : limits_.rows;
   const auto add_chunk = [&](Sequence& s) {
     const bool replay = s.scheduled >= s.prefill_end;
     const int until = replay ? static_cast<int>(s.tokens.size()) : s.prefill_end;
@@ -210,6 +216,27 @@ Scheduler::Stats Scheduler::stats() const {
   return s;
 }
 
+// Prompt rows of a step that also decodes. Time is shared between the sequences that have their
+// first token before them and those that decode, by their number: many prompts beside a few streams
+// go fast, few beside many go in pieces that the streams hardly notice. A prompt never gets less
+// than kPromptShare, so that a first token does not wait for long.
+int Scheduler::RowsBesideDecode() const {
+  int rows = 2 * kPrefillTile;  // until there is a measurement
+  if (costs_.decode_s > 0 && costs_.token_s > 0) {
+    const auto admitted = std::count_if(running_.begin(), running_.end(), [](const Sequence* s) {
+      return s->scheduled < static_cast<int>(s->tokens.size()) && s->generated() == 0;
+    });
+    const auto decoding =
+        static_cast<double>(std::max<int64_t>(1, std::ssize(running_) - admitted));
+    const auto prompts =
+        static_cast<double>(admitted + std::min<int64_t>(waiting_count_, std::ssize(free_slots_)));
+    const double time_s = costs_.decode_s * std::max(kPromptShare, prompts / decoding);
+    rows = static_cast<int>(std::min<double>(time_s / costs_.token_s, limits_.rows));
+    rows = std::max(rows / kPrefillTile, 1) * kPrefillTile;
+  }
+  return std::min(rows, limits_.rows_beside_decode);
+}
+
 Sequence* Scheduler::NextWaiting() {
   if (waiting_.empty()) return nullptr;
   auto it = waiting_.upper_bound(last_client_);
@@ -286,9 +313,9 @@ std::vector<Scheduler::DiskPart> Scheduler::FindOnDisk(const std::vector<PrefixH
     at = end;
     if (end % kKvPageBlocks != 0) break;
   }
-  const double read_s = page_s_ * static_cast<double>(parts.size());
+  const double read_s = costs_.page_s * static_cast<double>(parts.size());
   const bool worth =
-      read_s == 0 || token_s_ == 0 || read_s < token_s_ * kKvBlockTokens * (at - begin);
+      read_s == 0 || costs_.token_s == 0 || read_s < costs_.token_s * kKvBlockTokens * (at - begin);
   if (worth) return parts;
   for (const DiskPart& part : parts) pages_.Release(part.record);
   return {};

@@ -1,7 +1,8 @@
 // Decides what the next step computes: continuous batching without I/O or clocks.
 //
 // Every step first takes one row of each sequence that decodes, then fills up with prefill chunks
-// of admitted sequences, then admits waiting ones, clients in turn. When KV blocks run out, the
+// of admitted sequences, then admits waiting ones, clients in turn. How many prompt rows go beside
+// decode rows is a matter of time, not of rows: see RowsBesideDecode. When KV blocks run out, the
 // sequence admitted last gives its blocks back and is computed again later (its prefix is usually
 // still cached).
 //
@@ -30,16 +31,22 @@
 namespace shoal {
 
 struct SchedulerLimits {
-  int rows = 512;  // of a batch
-  int rows_beside_decode =
-      256;             // prefill rows of a batch that also decodes: bounds the inter-token time
-  int slots = 16;      // sequences admitted at once
-  int context = 0;     // tokens of a sequence
-  int blocks = 0;      // KV blocks
-  int waiting = 1024;  // sequences in the queue
+  int rows = 512;                // of a batch
+  int rows_beside_decode = 256;  // of prompts in a batch that also decodes, see StepCosts
+  int slots = 16;                // sequences admitted at once
+  int context = 0;               // tokens of a sequence
+  int blocks = 0;                // KV blocks
+  int waiting = 1024;            // sequences in the queue
   int64_t waiting_tokens = int64_t{1} << 22;
   bool prefix_cache = true;
   int pages = 0;  // KV pages that the disk holds; 0: nothing goes to disk
+};
+
+// What work takes, in seconds, as far as it was measured; 0: not yet.
+struct StepCosts {
+  double page_s = 0;    // a KV page is read back from disk; it is only when that is cheaper
+  double token_s = 0;   // a token of a prompt is computed
+  double decode_s = 0;  // a step that only decodes
 };
 
 // A page on disk from an earlier run.
@@ -98,12 +105,7 @@ class Scheduler {
   void FinishLoads(const std::vector<bool>& worked);
   // What is to be written and will not come with another step: before the engine stops.
   std::vector<Batch::PageOp> TakeWrites();
-  // What reading a page and computing a token take, as far as known: a page is read back only when
-  // that is cheaper. Zeros: it is.
-  void SetCosts(double page_s, double token_s) {
-    page_s_ = page_s;
-    token_s_ = token_s;
-  }
+  void SetCosts(const StepCosts& costs) { costs_ = costs; }
 
   // Null once the sequence has been reported as finished.
   const Sequence* Find(SequenceId id) const;
@@ -111,6 +113,7 @@ class Scheduler {
   Stats stats() const;
 
  private:
+  int RowsBesideDecode() const;
   Sequence* NextWaiting();
   void PopWaiting(const Sequence& s);
   void Enqueue(Sequence& s, bool front);
@@ -163,8 +166,7 @@ class Scheduler {
     std::vector<int> blocks;
   };
   std::vector<PendingWrite> writes_;  // filled by steps handed out; written with the next
-  double page_s_ = 0;
-  double token_s_ = 0;
+  StepCosts costs_;
   SequenceId next_id_ = 1;
   int64_t next_step_ = 1;
   int64_t admissions_ = 0;

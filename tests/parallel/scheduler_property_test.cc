@@ -267,7 +267,8 @@ class World {
     }
     loads_.clear();
     scheduler_.FinishLoads(worked);
-    scheduler_.SetCosts(Pick(0, 3), 0.01 * Pick(0, 3));
+    scheduler_.SetCosts(
+        {.page_s = 1.0 * Pick(0, 3), .token_s = 0.01 * Pick(0, 3), .decode_s = 0.1 * Pick(0, 3)});
   }
 
   const Live* Owner(const Batch::Run& run) const {

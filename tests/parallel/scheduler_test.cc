@@ -193,6 +193,41 @@ TEST(Scheduler, PipelineHasSeveralStepsInFlight) {
   EXPECT_TRUE(s.Next().has_value());
 }
 
+// Rows of prompts in the next step.
+int PromptRows(Simulation& s) {
+  const std::optional<Scheduler::Step> step = s.scheduler.Next();
+  if (!step.has_value()) return -1;
+  s.scheduler.Complete(*step, std::vector<int32_t>(step->sequences.size(), 5));
+  return step->batch.rows() - step->batch.decode_rows;
+}
+
+TEST(Scheduler, PromptsBesideDecodeAreBoundedByTime) {
+  SchedulerLimits limits = Limits();
+  limits.rows = limits.rows_beside_decode = 512;
+  limits.slots = 16;
+  limits.context = 2048;
+  limits.blocks = 16 * 2048 / kKvBlockTokens;
+  // Half of them decode, or all but one; prompts of 1,000 tokens come beside.
+  const auto rows_with = [&](int decoding, int prompts, const StepCosts& costs) {
+    Simulation s(limits);
+    for (int i = 0; i < decoding; ++i) EXPECT_TRUE(s.scheduler.Submit(Request(1, 500)).ok());
+    EXPECT_EQ(PromptRows(s), 0);
+    for (int i = 0; i < prompts; ++i) {
+      EXPECT_TRUE(s.scheduler.Submit(Request(1000, 5, "", 10000 * (i + 1))).ok());
+    }
+    s.scheduler.SetCosts(costs);
+    return PromptRows(s);
+  };
+  EXPECT_EQ(rows_with(15, 1, {}), 64) << "nothing is known";
+  const StepCosts costs{.token_s = 0.001, .decode_s = 0.05};
+  EXPECT_EQ(rows_with(15, 1, costs), 96) << "twice the time of decoding, in whole tiles";
+  EXPECT_EQ(rows_with(8, 8, costs), 96);
+  EXPECT_EQ(rows_with(2, 12, costs), 288) << "by their number: six times";
+  EXPECT_EQ(rows_with(2, 100, costs), 320) << "of those that wait, as many as there are slots";
+  EXPECT_EQ(rows_with(1, 15, costs), 511) << "what a batch holds";
+  EXPECT_EQ(rows_with(15, 1, {.token_s = 1, .decode_s = 0.05}), 32) << "never less than a tile";
+}
+
 TEST(Scheduler, ReplayedTokensTakeTheDecodePath) {
   Scheduler s(Limits());
   SequenceRequest r = Request(30, 50);
