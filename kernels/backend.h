@@ -220,7 +220,7 @@ class Backend {
 
 struct CpuOptions {
   int threads = 0;    // 0: all cores this process may use
-  std::string level;  // "", scalar, avx2, avxvnni, avx512, amx; "" = SHOAL_CPU or the best there is
+  std::string level;  // a CpuLevel's name (cpu/features.h); "" = SHOAL_CPU or the best there is
   bool pin = true;
   int first_core = 0;  // index into the cores this process may use: ranks of one host take turns
 };

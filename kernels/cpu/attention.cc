@@ -22,16 +22,29 @@ int64_t DivUp(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 const AttentionKernels& KernelsFor(CpuLevel level) {
   switch (level) {
-    case CpuLevel::kScalar:
-      return ScalarAttentionKernels();
+#if defined(__x86_64__)
     case CpuLevel::kAvx2:
     case CpuLevel::kAvxVnni:
       return Avx2AttentionKernels();
     case CpuLevel::kAvx512:
     case CpuLevel::kAmx:
       return Avx512AttentionKernels();
+#elif defined(__aarch64__)
+    case CpuLevel::kNeon:
+    case CpuLevel::kI8mm:
+      return NeonAttentionKernels();
+#endif
+    default:
+      return ScalarAttentionKernels();
   }
-  return ScalarAttentionKernels();
+}
+
+// Null where the level has no tiles.
+const TileKernels* TileKernelsFor(CpuLevel level) {
+#if defined(__x86_64__)
+  if (level == CpuLevel::kAmx) return &AmxTileKernels();
+#endif
+  return nullptr;
 }
 
 // bf16 numbers in the packed operands of a prefill item; see TileArgs.
@@ -230,9 +243,7 @@ void AttentionEngine::Queries::SetBlocks(int run, AttendArgs* args) const {
 }
 
 AttentionEngine::AttentionEngine(CpuLevel level, ThreadPool* pool)
-    : kernels_(KernelsFor(level)),
-      tiles_(level == CpuLevel::kAmx ? &AmxTileKernels() : nullptr),
-      pool_(pool) {}
+    : kernels_(KernelsFor(level)), tiles_(TileKernelsFor(level)), pool_(pool) {}
 
 AttentionEngine::Layout AttentionEngine::MakeLayout(const Backend::Limits& limits) const {
   Layout l;

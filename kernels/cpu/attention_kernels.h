@@ -61,8 +61,12 @@ struct AttentionKernels {
 };
 
 const AttentionKernels& ScalarAttentionKernels();
+#if defined(__x86_64__)
 const AttentionKernels& Avx2AttentionKernels();
 const AttentionKernels& Avx512AttentionKernels();
+#elif defined(__aarch64__)
+const AttentionKernels& NeonAttentionKernels();
+#endif
 
 // Attention through matrix tiles. q, k and v are two bf16 numbers each, high and low part. A
 // product of q and k is three tile products (high high, high low, low high), so that scores are
@@ -99,6 +103,8 @@ struct TileKernels {
   void (*attend)(const AttendArgs& args, const TileArgs& tiles);
 };
 
+#if defined(__x86_64__)
 const TileKernels& AmxTileKernels();
+#endif
 
 }  // namespace shoal

@@ -1,8 +1,13 @@
 #include "kernels/cpu/features.h"
 
+#if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include <cstdint>
 #include <cstdlib>
@@ -10,6 +15,8 @@
 #include "absl/strings/str_cat.h"
 
 namespace shoal {
+
+#if defined(__x86_64__)
 namespace {
 
 struct Cpuid {
@@ -41,22 +48,6 @@ bool RequestTilePermission() {
 
 }  // namespace
 
-bool CpuFeatures::Has(CpuLevel level) const {
-  switch (level) {
-    case CpuLevel::kScalar:
-      return true;
-    case CpuLevel::kAvx2:
-      return avx2;
-    case CpuLevel::kAvxVnni:
-      return avxvnni;
-    case CpuLevel::kAvx512:
-      return avx512;
-    case CpuLevel::kAmx:
-      return amx;
-  }
-  return false;
-}
-
 CpuFeatures DetectCpuFeatures() {
   CpuFeatures f;
   const Cpuid l1 = ReadCpuid(1, 0);
@@ -77,6 +68,36 @@ CpuFeatures DetectCpuFeatures() {
   f.amx = f.avx512 && tiles_saved && tiles && Bit(l7_1.eax, 5) && RequestTilePermission();
   return f;
 }
+#elif defined(__aarch64__)
+CpuFeatures DetectCpuFeatures() {
+  CpuFeatures f;
+  f.neon = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  f.i8mm = f.neon && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+  return f;
+}
+#else
+CpuFeatures DetectCpuFeatures() { return {}; }
+#endif
+
+bool CpuFeatures::Has(CpuLevel level) const {
+  switch (level) {
+    case CpuLevel::kScalar:
+      return true;
+    case CpuLevel::kAvx2:
+      return avx2;
+    case CpuLevel::kAvxVnni:
+      return avxvnni;
+    case CpuLevel::kAvx512:
+      return avx512;
+    case CpuLevel::kAmx:
+      return amx;
+    case CpuLevel::kNeon:
+      return neon;
+    case CpuLevel::kI8mm:
+      return i8mm;
+  }
+  return false;
+}
 
 const char* CpuLevelName(CpuLevel level) {
   switch (level) {
@@ -90,6 +111,10 @@ const char* CpuLevelName(CpuLevel level) {
       return "avx512";
     case CpuLevel::kAmx:
       return "amx";
+    case CpuLevel::kNeon:
+      return "neon";
+    case CpuLevel::kI8mm:
+      return "i8mm";
   }
   return "unknown";
 }

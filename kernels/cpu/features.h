@@ -8,21 +8,23 @@
 namespace shoal {
 
 // In order of preference. A machine may have a level without having the ones before it (AVX-512
-// without AVX-VNNI).
-enum class CpuLevel { kScalar, kAvx2, kAvxVnni, kAvx512, kAmx };
-inline constexpr int kNumCpuLevels = 5;
+// without AVX-VNNI; Arm's without any of x86).
+enum class CpuLevel { kScalar, kAvx2, kAvxVnni, kAvx512, kAmx, kNeon, kI8mm };
+inline constexpr int kNumCpuLevels = 7;
 
 struct CpuFeatures {
   bool avx2 = false;     // AVX2, FMA, F16C
   bool avxvnni = false;  // avx2 and AVX-VNNI
   bool avx512 = false;   // avx2 and AVX-512 F, BW, VL, DQ, VNNI
   bool amx = false;      // avx512 with BF16, and AMX tiles with INT8 and BF16
+  bool neon = false;     // aarch64 with NEON dot products (ASIMDDP)
+  bool i8mm = false;     // neon and matrix products of int8 (I8MM)
 
   bool Has(CpuLevel level) const;
 };
 
-// Asks the CPU (CPUID), the system (XCR0), and the kernel for leave to use AMX tiles in this
-// process.
+// x86-64: asks the CPU (CPUID), the system (XCR0), and the kernel for leave to use AMX tiles in
+// this process. aarch64: asks the kernel (AT_HWCAP).
 CpuFeatures DetectCpuFeatures();
 
 const char* CpuLevelName(CpuLevel level);  // "avx512"

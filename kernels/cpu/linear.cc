@@ -226,6 +226,11 @@ LinearKernels LinearKernelsOf(CpuLevel level) {
       AddAmx(&table);
       return table;
     }
+#elif defined(__aarch64__)
+    case CpuLevel::kNeon:
+      return NeonLinearKernels();
+    case CpuLevel::kI8mm:
+      return I8mmLinearKernels();
 #endif
     default:
       return ScalarLinearKernels();

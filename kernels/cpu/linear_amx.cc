@@ -59,10 +59,10 @@ void Unpack(const PackedShape& shape, const uint8_t* panel, int64_t begin, int c
   const uint8_t* header = panel + block * Fmt::kHeaderBytes + earlier * Fmt::kSubBytes;
   const uint8_t* p = panel + (block + 1) * Fmt::kHeaderBytes + begin * Fmt::kSubBytes;
   typename Fmt::Head head;
-  Fmt::Header(header, 0, &head);
+  Fmt::Header(header, &head);
   for (int i = 0; i < count; ++i, ++s) {
     if (s == Fmt::kSubs) {
-      Fmt::Header(p, 0, &head);
+      Fmt::Header(p, &head);
       p += Fmt::kHeaderBytes;
       s = 0;
     }

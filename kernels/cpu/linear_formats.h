@@ -4,9 +4,9 @@
 // namespace. Nothing here has external linkage or calls library code, so no function compiled for
 // one instruction set can be linked into another's path. `Isa` gives:
 //
-// - kLanes: 32-bit lanes of a vector (16, 8 or 4); kTileRows: most rows whose accumulators stay in
-//   registers; kSignedShift: signed weights are stored + 2^kSignedShift (0: dot products take them
-//   as they are).
+// - kLanes: 32-bit lanes of a vector (16, 8 or 4); kTileRows: most rows of one pass over a panel;
+//   kFloatRows: the same of f32 activations; kSignedShift: signed weights are stored +
+//   2^kSignedShift (0: dot products take them as they are).
 // - I, F: integer and float vectors, with the plain operations named as what they do. Shr16<n> and
 //   Shl16<n> shift 16-bit elements, Shr32 and Shl32 32-bit ones; WidenU8, WidenI8, WidenU16 and
 //   LoadHalf make kLanes 32-bit values of narrower ones; StoreInt8 rounds and narrows.
@@ -14,6 +14,9 @@
 // - AddHi<v>: adds v to the bytes whose bit is set.
 // - Signed: signed weights to the dot product's form. Table, Lookup: 16 levels by code.
 // - Dot<kind, n>: start + sums of n lines (4 or 8) with 4 n activations.
+// - kPairs: an instruction multiplies with two rows of activations. Then also PairLines: a
+//   sub-block's lines in the order it wants, in place; PairRows: 32 columns of two rows in that
+//   order; DotPair<n>: as Dot, for both rows.
 
 using Kind = CodeKind;
 using I = Isa::I;
@@ -63,7 +66,17 @@ inline __attribute__((always_inline)) void AddHi(const uint8_t* p, int part, I l
   for (int g = 0; g < 8; ++g) line[g] = Isa::template AddHi<kValue>(line[g], p + 8 * g, part);
 }
 
-// ---- Formats. p: a packed header or the planes of a sub-block; part: which lanes.
+// kParts vectors of f16 numbers, one for each row of the panel.
+inline __attribute__((always_inline)) void LoadHalves(const uint8_t* p, F x[kParts]) {
+  for (int part = 0; part < kParts; ++part) x[part] = Isa::LoadHalf(p + 2 * kLanes * part);
+}
+inline __attribute__((always_inline)) void LoadNegatedHalves(const uint8_t* p, F x[kParts]) {
+  LoadHalves(p, x);
+  for (int part = 0; part < kParts; ++part) x[part] = Isa::Mul(x[part], Isa::Broadcast(-1.0f));
+}
+
+// ---- Formats. p: a packed header or the planes of a sub-block; part: which lanes. Header() does
+// what all sub-blocks of a block and all parts have in common.
 
 // Blocks of 32 with an f16 scale and perhaps an f16 minimum.
 template <Kind kKindOf, int kOffsetShift, bool kMin, bool kFifth>
@@ -74,11 +87,11 @@ struct Simple {
   static constexpr int kHeaderBytes = kMin ? 64 : 32;
   static constexpr int kSubBytes = kKind == Kind::kS8 ? 512 : 256 + (kFifth ? 64 : 0);
   struct Head {
-    F d, m;
+    F d[kParts], m[kParts];
   };
-  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
-    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
-    if constexpr (kMin) h->m = Isa::LoadHalf(p + 32 + 2 * kLanes * part);
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, Head* h) {
+    LoadHalves(p, h->d);
+    if constexpr (kMin) LoadHalves(p + 32, h->m);
   }
   static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int,
                                                          int part, Sub* sub) {
@@ -90,8 +103,8 @@ struct Simple {
       UnpackNib(p + kPartBytes * part, sub->line);
       if constexpr (kFifth) AddHi<16>(p + 256, part, sub->line);
     }
-    sub->scale[0] = h.d;
-    if constexpr (kMin) sub->bias[0] = h.m;
+    sub->scale[0] = h.d[part];
+    if constexpr (kMin) sub->bias[0] = h.m[part];
   }
 };
 using FmtQ4_0 = Simple<Kind::kU4, 3, false, false>;
@@ -113,15 +126,15 @@ struct FmtIQ4_NL {
   static constexpr bool kBias = false;
   static constexpr int kHeaderBytes = 32, kSubBytes = 256;
   struct Head {
-    F d;
+    F d[kParts];
   };
-  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
-    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, Head* h) {
+    LoadHalves(p, h->d);
   }
   static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int,
                                                          int part, Sub* sub) {
     LookupLines(kLevelsIq4, p + kPartBytes * part, sub->line);
-    sub->scale[0] = h.d;
+    sub->scale[0] = h.d[part];
   }
 };
 
@@ -131,15 +144,15 @@ struct FmtMXFP4 {
   static constexpr bool kBias = false;
   static constexpr int kHeaderBytes = 16, kSubBytes = 256;
   struct Head {
-    F d;
+    F d[kParts];
   };
-  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
-    h->d = Isa::MxScale(p + kLanes * part);
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, Head* h) {
+    for (int part = 0; part < kParts; ++part) h->d[part] = Isa::MxScale(p + kLanes * part);
   }
   static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int,
                                                          int part, Sub* sub) {
     LookupLines(kLevelsMxfp4, p + kPartBytes * part, sub->line);
-    sub->scale[0] = h.d;
+    sub->scale[0] = h.d[part];
   }
 };
 
@@ -149,22 +162,25 @@ struct FmtIQ4_XS {
   static constexpr bool kBias = false;
   static constexpr int kHeaderBytes = 128, kSubBytes = 256;
   struct Head {
-    F d;
-    I high;              // scales_h of each lane
+    F d[kParts];
+    I high[kParts];      // scales_h of each lane
     const uint8_t* low;  // scales_l
   };
-  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
-    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
-    h->high = Isa::WidenU16(p + 32 + 2 * kLanes * part);
-    h->low = p + 64 + kLanes * part;
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, Head* h) {
+    LoadHalves(p, h->d);
+    for (int part = 0; part < kParts; ++part) {
+      h->high[part] = Isa::WidenU16(p + 32 + 2 * kLanes * part);
+    }
+    h->low = p + 64;
   }
   static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
                                                          int part, Sub* sub) {
     LookupLines(kLevelsIq4, p + kPartBytes * part, sub->line);
-    const I low =
-        Isa::And(Isa::Shr32(Isa::WidenU8(h.low + 16 * (s / 2)), 4 * (s % 2)), Isa::Set32(15));
-    const I high = Isa::And(Isa::Shl32(Isa::Shr32(h.high, 2 * s), 4), Isa::Set32(0x30));
-    sub->scale[0] = Isa::Mul(h.d, Isa::ToFloat(Isa::Add32(Isa::Or(low, high), Isa::Set32(-32))));
+    const I both = Isa::WidenU8(h.low + 16 * (s / 2) + kLanes * part);
+    const I low = Isa::And(Isa::Shr32(both, 4 * (s % 2)), Isa::Set32(15));
+    const I high = Isa::And(Isa::Shl32(Isa::Shr32(h.high[part], 2 * s), 4), Isa::Set32(0x30));
+    sub->scale[0] =
+        Isa::Mul(h.d[part], Isa::ToFloat(Isa::Add32(Isa::Or(low, high), Isa::Set32(-32))));
   }
 };
 
@@ -177,12 +193,12 @@ struct ScaleMinK {
   static constexpr bool kBias = true;
   static constexpr int kHeaderBytes = 256, kSubBytes = 256 + (kFifth ? 64 : 0);
   struct Head {
-    F d, neg_dmin;
+    F d[kParts], neg_dmin[kParts];
     alignas(64) uint8_t scale[8 * kPanelRows], min[8 * kPanelRows];  // [sub-block][lane]
   };
-  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
-    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
-    h->neg_dmin = Isa::Mul(Isa::LoadHalf(p + 32 + 2 * kLanes * part), Isa::Broadcast(-1.0f));
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, Head* h) {
+    LoadHalves(p, h->d);
+    LoadNegatedHalves(p + 32, h->neg_dmin);
     const I six = Isa::Set8(63), four = Isa::Set8(15), high = Isa::Set8(0x30);
     for (int i = 0; i < 64; i += kPartBytes) {
       const I a = Isa::Load(p + 64 + i), b = Isa::Load(p + 128 + i), c = Isa::Load(p + 192 + i);
@@ -199,8 +215,8 @@ struct ScaleMinK {
     UnpackNib(p + kPartBytes * part, sub->line);
     if constexpr (kFifth) AddHi<16>(p + 256, part, sub->line);
     const int at = 16 * s + kLanes * part;
-    sub->scale[0] = Isa::Mul(h.d, Isa::ToFloat(Isa::WidenU8(h.scale + at)));
-    sub->bias[0] = Isa::Mul(h.neg_dmin, Isa::ToFloat(Isa::WidenU8(h.min + at)));
+    sub->scale[0] = Isa::Mul(h.d[part], Isa::ToFloat(Isa::WidenU8(h.scale + at)));
+    sub->bias[0] = Isa::Mul(h.neg_dmin[part], Isa::ToFloat(Isa::WidenU8(h.min + at)));
   }
 };
 using FmtQ4_K = ScaleMinK<false>;
@@ -212,12 +228,12 @@ struct FmtQ6_K {
   static constexpr bool kBias = false;
   static constexpr int kHeaderBytes = 288, kSubBytes = 384;
   struct Head {
-    F d;
+    F d[kParts];
     const uint8_t* scales;
   };
-  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
-    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
-    h->scales = p + 32 + kLanes * part;
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, Head* h) {
+    LoadHalves(p, h->d);
+    h->scales = p + 32;
   }
   static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
                                                          int part, Sub* sub) {
@@ -226,7 +242,8 @@ struct FmtQ6_K {
     UnpackTwo<4>(p + 256 + kPartBytes * part, two);
     for (int g = 0; g < 8; ++g) sub->line[g] = Isa::Or(sub->line[g], two[g]);
     for (int i = 0; i < 2; ++i) {
-      sub->scale[i] = Isa::Mul(h.d, Isa::ToFloat(Isa::WidenI8(h.scales + 16 * (2 * s + i))));
+      sub->scale[i] = Isa::Mul(
+          h.d[part], Isa::ToFloat(Isa::WidenI8(h.scales + 16 * (2 * s + i) + kLanes * part)));
     }
   }
 };
@@ -237,21 +254,21 @@ struct FmtQ2_K {
   static constexpr bool kBias = true;
   static constexpr int kHeaderBytes = 320, kSubBytes = 128;
   struct Head {
-    F d, neg_dmin;
+    F d[kParts], neg_dmin[kParts];
     const uint8_t* scales;
   };
-  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
-    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
-    h->neg_dmin = Isa::Mul(Isa::LoadHalf(p + 32 + 2 * kLanes * part), Isa::Broadcast(-1.0f));
-    h->scales = p + 64 + kLanes * part;
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, Head* h) {
+    LoadHalves(p, h->d);
+    LoadNegatedHalves(p + 32, h->neg_dmin);
+    h->scales = p + 64;
   }
   static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
                                                          int part, Sub* sub) {
     UnpackTwo<0>(p + kPartBytes * part, sub->line);
     for (int i = 0; i < 2; ++i) {
-      const I b = Isa::WidenU8(h.scales + 16 * (2 * s + i));
-      sub->scale[i] = Isa::Mul(h.d, Isa::ToFloat(Isa::And(b, Isa::Set32(15))));
-      sub->bias[i] = Isa::Mul(h.neg_dmin, Isa::ToFloat(Isa::Shr32(b, 4)));
+      const I b = Isa::WidenU8(h.scales + 16 * (2 * s + i) + kLanes * part);
+      sub->scale[i] = Isa::Mul(h.d[part], Isa::ToFloat(Isa::And(b, Isa::Set32(15))));
+      sub->bias[i] = Isa::Mul(h.neg_dmin[part], Isa::ToFloat(Isa::Shr32(b, 4)));
     }
   }
 };
@@ -262,11 +279,11 @@ struct FmtQ3_K {
   static constexpr bool kBias = false;
   static constexpr int kHeaderBytes = 224, kSubBytes = 192;
   struct Head {
-    F d;
+    F d[kParts];
     alignas(64) uint8_t scale[16 * kPanelRows];  // [16-element run][lane], signed
   };
-  static inline __attribute__((always_inline)) void Header(const uint8_t* p, int part, Head* h) {
-    h->d = Isa::LoadHalf(p + 2 * kLanes * part);
+  static inline __attribute__((always_inline)) void Header(const uint8_t* p, Head* h) {
+    LoadHalves(p, h->d);
     const I four = Isa::Set8(15), high = Isa::Set8(0x30), offset = Isa::Set8(32);
     for (int i = 0; i < 64; i += kPartBytes) {
       const I a = Isa::Load(p + 32 + i), b = Isa::Load(p + 96 + i), c = Isa::Load(p + 160 + i);
@@ -288,7 +305,7 @@ struct FmtQ3_K {
     AddHi<4>(p + 128, part, sub->line);
     for (int i = 0; i < 2; ++i) {
       const uint8_t* at = h.scale + 16 * (2 * s + i) + kLanes * part;
-      sub->scale[i] = Isa::Mul(h.d, Isa::ToFloat(Isa::WidenI8(at)));
+      sub->scale[i] = Isa::Mul(h.d[part], Isa::ToFloat(Isa::WidenI8(at)));
     }
   }
 };

@@ -3,7 +3,8 @@
 
 struct Avx2Operations {
   static constexpr int kLanes = 8;
-  static constexpr int kTileRows = 4;
+  static constexpr int kTileRows = 4, kFloatRows = 4;
+  static constexpr bool kPairs = false;
   using I = __m256i;
   using F = __m256;
 

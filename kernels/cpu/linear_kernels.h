@@ -90,6 +90,9 @@ const LinearKernels& AvxVnniLinearKernels();
 const LinearKernels& Avx512LinearKernels();
 // Puts the tile product into a copy of the Avx512 table.
 void AddAmx(LinearKernels* table);
+#elif defined(__aarch64__)
+const LinearKernels& NeonLinearKernels();
+const LinearKernels& I8mmLinearKernels();
 #endif
 
 }  // namespace shoal

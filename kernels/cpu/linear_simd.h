@@ -11,19 +11,17 @@ inline __attribute__((always_inline)) I Start(int32_t neg_sum) {
   return Isa::Shl32(Isa::Set32(neg_sum), kShift);
 }
 
+// What the integer sums of a sub-block, one or one for each half, add to a row's result.
 template <class Fmt>
-inline __attribute__((always_inline)) F AddRow(const Sub& sub, const Q8Block& a, F acc) {
+inline __attribute__((always_inline)) F AddSums(const Sub& sub, const Q8Block& a, const I sum[2],
+                                                F acc) {
   if constexpr (Fmt::kScales == 1) {
-    const I sum = Isa::template Dot<Fmt::kKind, 8>(sub.line, a.q, Start<Fmt::kShift>(a.neg_sum));
-    acc = Isa::Fma(Isa::ToFloat(sum), Isa::Mul(sub.scale[0], Isa::Broadcast(a.scale)), acc);
+    const F scale = Isa::Mul(sub.scale[0], Isa::Broadcast(a.scale));
+    acc = Isa::Fma(Isa::ToFloat(sum[0]), scale, acc);
     if constexpr (Fmt::kBias) acc = Isa::Fma(sub.bias[0], Isa::Broadcast(a.sum), acc);
   } else {
-    const I low =
-        Isa::template Dot<Fmt::kKind, 4>(sub.line, a.q, Start<Fmt::kShift>(a.neg_half_sum[0]));
-    const I high = Isa::template Dot<Fmt::kKind, 4>(sub.line + 4, a.q + 16,
-                                                    Start<Fmt::kShift>(a.neg_half_sum[1]));
     const F both =
-        Isa::Fma(Isa::ToFloat(high), sub.scale[1], Isa::Mul(Isa::ToFloat(low), sub.scale[0]));
+        Isa::Fma(Isa::ToFloat(sum[1]), sub.scale[1], Isa::Mul(Isa::ToFloat(sum[0]), sub.scale[0]));
     acc = Isa::Fma(both, Isa::Broadcast(a.scale), acc);
     if constexpr (Fmt::kBias) {
       acc = Isa::Fma(sub.bias[0], Isa::Broadcast(a.half_sum[0]), acc);
@@ -31,6 +29,66 @@ inline __attribute__((always_inline)) F AddRow(const Sub& sub, const Q8Block& a,
     }
   }
   return acc;
+}
+
+template <class Fmt>
+inline __attribute__((always_inline)) F AddRow(const Sub& sub, const Q8Block& a, F acc) {
+  I sum[2];
+  if constexpr (Fmt::kScales == 1) {
+    sum[0] = Isa::template Dot<Fmt::kKind, 8>(sub.line, a.q, Start<Fmt::kShift>(a.neg_sum));
+  } else {
+    sum[0] = Isa::template Dot<Fmt::kKind, 4>(sub.line, a.q, Start<Fmt::kShift>(a.neg_half_sum[0]));
+    sum[1] = Isa::template Dot<Fmt::kKind, 4>(sub.line + 4, a.q + 16,
+                                              Start<Fmt::kShift>(a.neg_half_sum[1]));
+  }
+  return AddSums<Fmt>(sub, a, sum, acc);
+}
+
+// Two rows of activations at once, by lines that PairLines has changed and what PairRows made of
+// the rows. The sums are those of AddRow: integers.
+template <class P, class Fmt>
+inline __attribute__((always_inline)) void AddPair(const Sub& sub, const I* pair, const Q8Block& a,
+                                                   const Q8Block& b, F* acc_a, F* acc_b) {
+  I sum_a[2], sum_b[2];
+  if constexpr (Fmt::kScales == 1) {
+    P::template DotPair<8>(sub.line, pair, Start<Fmt::kShift>(a.neg_sum),
+                           Start<Fmt::kShift>(b.neg_sum), &sum_a[0], &sum_b[0]);
+  } else {
+    for (int half = 0; half < 2; ++half) {
+      P::template DotPair<4>(sub.line + 4 * half, pair + 2 * half,
+                             Start<Fmt::kShift>(a.neg_half_sum[half]),
+                             Start<Fmt::kShift>(b.neg_half_sum[half]), &sum_a[half], &sum_b[half]);
+    }
+  }
+  *acc_a = AddSums<Fmt>(sub, a, sum_a, *acc_a);
+  *acc_b = AddSums<Fmt>(sub, b, sum_b, *acc_b);
+}
+
+// Column block i of M rows times a sub-block, whose planes are at p.
+template <class P, class Fmt, int M>
+inline __attribute__((always_inline)) void AddSubBlock(const typename Fmt::Head& head,
+                                                       const uint8_t* p, int s,
+                                                       const Q8Block* const* rows, int64_t i,
+                                                       F acc[M][kParts]) {
+  constexpr int kPaired = P::kPairs ? M & ~1 : 0;
+  I pairs[kPaired / 2 + 1][4];
+  if constexpr (kPaired > 0) {
+    for (int m = 0; m < kPaired; m += 2) P::PairRows(rows[m][i].q, rows[m + 1][i].q, pairs[m / 2]);
+  }
+  for (int part = 0; part < kParts; ++part) {
+    Sub sub;
+    Fmt::Load(head, p, s, part, &sub);
+#pragma GCC unroll 8
+    for (int m = kPaired; m < M; ++m) acc[m][part] = AddRow<Fmt>(sub, rows[m][i], acc[m][part]);
+    if constexpr (kPaired > 0) {
+      P::PairLines(sub.line);
+#pragma GCC unroll 8
+      for (int m = 0; m < kPaired; m += 2) {
+        AddPair<P, Fmt>(sub, pairs[m / 2], rows[m][i], rows[m + 1][i], &acc[m][part],
+                        &acc[m + 1][part]);
+      }
+    }
+  }
 }
 
 // How far ahead of the weights being multiplied the next ones are asked for: the hardware's own
@@ -48,21 +106,16 @@ void ProductRows(const PackedShape& shape, const uint8_t* panel, const Q8Block* 
   const uint8_t* p = panel;
   const int64_t subs = shape.cols / 32;
   int s = Fmt::kSubs > 1 ? shape.lead : 0;
-  typename Fmt::Head heads[kParts];
+  typename Fmt::Head head;
   for (int64_t i = 0; i < subs;) {
-    for (int part = 0; part < kParts; ++part) Fmt::Header(p, part, &heads[part]);
+    Fmt::Header(p, &head);
     p += Fmt::kHeaderBytes;
     for (; s < Fmt::kSubs && i < subs; ++s, ++i) {
       for (int line = 0; line < Fmt::kSubBytes + (Fmt::kSubs == 1 ? Fmt::kHeaderBytes : 0);
            line += 64) {
         __builtin_prefetch(p + kPrefetchBytes + line);
       }
-      for (int part = 0; part < kParts; ++part) {
-        Sub sub;
-        Fmt::Load(heads[part], p, s, part, &sub);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) acc[m][part] = AddRow<Fmt>(sub, rows[m][i], acc[m][part]);
-      }
+      AddSubBlock<Isa, Fmt, M>(head, p, s, rows, i, acc);
       p += Fmt::kSubBytes;
     }
     s = 0;
@@ -199,7 +252,10 @@ void FloatRows(int64_t cols, const uint8_t* panel, const float* const* rows, flo
 template <DType kType>
 void FloatProduct(const PackedShape& shape, const uint8_t* panel, const float* const* rows, int m,
                   float* tile) {
-  constexpr int kMost = kType == DType::kF16 && kLanes < 16 ? 2 : Isa::kTileRows;
+  // F16 rows have sums of 32 columns side by side, BF16 rows two of 16.
+  constexpr bool kTwice =
+      (kType == DType::kF16 && kLanes < 16) || (kType == DType::kBF16 && kLanes < 8);
+  constexpr int kMost = kTwice ? 2 : Isa::kFloatRows;
   while (m > 0) {
     const int n = m < kMost ? m : kMost;
     switch (n) {

@@ -18,8 +18,10 @@ std::vector<CpuLevel> LevelsHere() {
   const CpuFeatures features = DetectCpuFeatures();
   for (int i = 0; i < kNumCpuLevels; ++i) {
     const CpuLevel level = static_cast<CpuLevel>(i);
-    // Attention has nothing to gain from AVX-VNNI: that level uses the AVX2 kernels.
-    if (features.Has(level) && level != CpuLevel::kAvxVnni) levels.push_back(level);
+    // Attention has nothing to gain from AVX-VNNI and I8MM: those levels use the kernels of AVX2
+    // and NEON.
+    const bool own = level != CpuLevel::kAvxVnni && level != CpuLevel::kI8mm;
+    if (features.Has(level) && own) levels.push_back(level);
   }
   return levels;
 }

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 
-ISA_OBJECT = re.compile(r'_(avx2|avxvnni|avx512|amx|neon)\.cc\.o:$')
+ISA_OBJECT = re.compile(r'_(avx2|avxvnni|avx512|amx|neon|i8mm)\.cc\.o:$')
 
 
 def offences(listing):
