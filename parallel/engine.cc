@@ -97,16 +97,15 @@ absl::Status Engine::AwaitLoads() {
 // From what a step took; in a pipeline, from what this rank's stage took, which sets the pace.
 void Engine::LearnCosts(const Batch& batch, double seconds) {
   const int prompt_rows = batch.rows() - batch.decode_rows;
+  const bool decodes = batch.decode_rows > 0;
   if (prompt_rows == 0) {
     // One row of each sequence, not tokens that are replayed.
-    if (batch.rows() > 0 && batch.rows() == static_cast<int>(batch.runs.size())) {
-      Average(seconds, costs_.decode_s);
-    }
+    if (decodes && batch.rows() == std::ssize(batch.runs)) Average(seconds, costs_.decode_s);
+  } else if (decodes && costs_.decode_s == 0) {
+    // There may never be a step that only decodes.
+    if (costs_.token_s > 0) costs_.decode_s = std::max(0.0, seconds - prompt_rows * costs_.token_s);
   } else if (prompt_rows >= kTimedRows) {
-    const double decode_s = batch.decode_rows == 0 ? 0 : costs_.decode_s;
-    if (batch.decode_rows == 0 || decode_s > 0) {
-      Average(std::max(0.0, seconds - decode_s) / prompt_rows, costs_.token_s);
-    }
+    Average(std::max(0.0, seconds - (decodes ? costs_.decode_s : 0)) / prompt_rows, costs_.token_s);
   }
   scheduler_.SetCosts(costs_);
 }

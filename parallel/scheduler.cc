@@ -14,10 +14,11 @@ namespace {
 // for 32. By the prompt's length, not a chunk's, so that how it is cut does not matter.
 constexpr int kShortPrompt = 16;
 
-// Prompts may make a step with decode rows this much longer, in steps that only decode. Less would
-// leave slots empty: where a prompt token costs a 25th of a decode step (kernels/README.md), twice
-// brings in prompts of 200 tokens as fast as 16 streams of 64 tokens end.
-constexpr double kPromptShare = 2;
+// Prompts may make a step with decode rows this much longer, in steps that only decode. Simulated
+// for 16 streams with the costs of kernels/README.md, prompts of 224 and answers of 64 tokens: 147
+// tokens/s and at most 146 ms between tokens; at two times 126 and 74, with 256 rows at a
+// time 153 and 317.
+constexpr double kPromptShare = 3;
 // Prefill products cost as much for one row as for these.
 constexpr int kPrefillTile = 32;
 
