@@ -105,7 +105,11 @@ class PageTest(harness.TestCase):
         self.assertEqual(self.find('#model').text, 'demo')
 
     def test_phone(self):
-        self.browser.set_window_size(500, 860)
+        # Windows do not get as narrow as phones.
+        self.browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride',
+                                     {'width': 360, 'height': 740, 'deviceScaleFactor': 2, 'mobile': True})
+        self.addCleanup(self.browser.execute_cdp_cmd, 'Emulation.clearDeviceMetricsOverride', {})
+        self.wait(lambda: self.browser.execute_script('return window.innerWidth') == 360, 'the narrow page')
         self.assertFalse(self.find('aside').is_displayed())
         self.ask('Hello')
         self.wait(self.finished, 'an answer')
