@@ -129,6 +129,9 @@ class Pulse {
     h.set_steps(steps_);
     h.set_longest_step_ms(longest_ms_);
     h.set_step_seconds(static_cast<double>(total_ms_) / 1e3);
+    h.set_disk_tokens(stats_.disk_tokens);
+    h.set_pages_written(stats_.pages_written);
+    h.set_pages_lost(stats_.pages_lost);
     return m;
   }
 

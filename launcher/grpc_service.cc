@@ -20,6 +20,7 @@
 #include "kernels/mutex.h"
 #include "kernels/status_macros.h"
 #include "launcher/json_text.h"
+#include "launcher/kserve_service.h"
 #include "launcher/log.h"
 #include "launcher/proto/coordinator.grpc.pb.h"
 #include "launcher/trace_parent.h"
@@ -34,6 +35,7 @@ using Json = nlohmann::ordered_json;
 constexpr size_t kMaxUnsent = 4096;  // messages of one slow client
 constexpr int kMaxMessageBytes = 16 << 20;
 constexpr char kServiceName[] = "shoal.v1.Coordinator";
+constexpr char kKServeName[] = "inference.GRPCInferenceService";
 
 grpc::Status ToGrpc(const absl::Status& s) {
   return {static_cast<grpc::StatusCode>(s.code()), std::string(s.message())};
@@ -188,7 +190,11 @@ class GrpcServer::Service : public v1::Coordinator::CallbackService {
         model_(model),
         limiter_(limiter),
         coordinator_(coordinator),
-        supervisor_(supervisor) {}
+        supervisor_(supervisor),
+        kserve_(
+            model.name,
+            [this](const grpc::CallbackServerContext& c) { return ClientOf(c).has_value(); },
+            [this] { return serving_.load(); }) {}
 
   absl::Status Start();
   int port() const { return port_; }
@@ -198,6 +204,7 @@ class GrpcServer::Service : public v1::Coordinator::CallbackService {
     served_ = served_ || serving;
     server_->GetHealthCheckService()->SetServingStatus("", serving);
     server_->GetHealthCheckService()->SetServingStatus(kServiceName, serving);
+    server_->GetHealthCheckService()->SetServingStatus(kKServeName, serving);
   }
   void Shutdown() {
     if (server_ == nullptr) return;
@@ -255,6 +262,7 @@ class GrpcServer::Service : public v1::Coordinator::CallbackService {
   ClientLimiter& limiter_;
   shoal::Coordinator& coordinator_;
   const Supervisor& supervisor_;
+  KServeService kserve_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = -1;
   std::atomic<bool> serving_{false};
@@ -289,6 +297,7 @@ absl::Status GrpcServer::Service::Start() {
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.RegisterService(this);
+  builder.RegisterService(&kserve_);
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port_ <= 0) {
     return absl::UnavailableError(absl::StrCat("cannot listen for gRPC on ", options_.address,
@@ -298,6 +307,7 @@ absl::Status GrpcServer::Service::Start() {
   }
   server_->GetHealthCheckService()->SetServingStatus("", false);
   server_->GetHealthCheckService()->SetServingStatus(kServiceName, false);
+  server_->GetHealthCheckService()->SetServingStatus(kKServeName, false);
   return absl::OkStatus();
 }
 

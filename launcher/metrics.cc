@@ -66,6 +66,14 @@ struct Metrics::Families {
       Counter(registry, "shoal_prefix_cache_queries_total", "Prompt tokens looked up");
   prometheus::Counter& prefix_hits =
       Counter(registry, "shoal_prefix_cache_hits_total", "Prompt tokens found in the prefix cache");
+  prometheus::Counter& disk_tokens =
+      Counter(registry, "shoal_kv_disk_hits_total",
+              "Prompt tokens found in the prefix cache whose pages were read back from disk");
+  prometheus::Counter& pages_written =
+      Counter(registry, "shoal_kv_disk_pages_written_total", "KV pages that were sent to disk");
+  prometheus::Counter& pages_lost =
+      Counter(registry, "shoal_kv_disk_pages_lost_total",
+              "KV pages that could not be read back and were computed again");
   prometheus::Counter& preemptions =
       Counter(registry, "shoal_num_preemptions_total", "Sequences that gave their blocks back");
   prometheus::Counter& restarts =
@@ -100,6 +108,9 @@ struct Metrics::Families {
       registry, "shoal_rank_streamed_bytes_total", "Bytes of weights that a rank read from disk");
   // The engine's own counters start anew with it.
   std::vector<engine::v1::RankStats> last_ranks;
+  int64_t last_disk_tokens = 0;
+  int64_t last_pages_written = 0;
+  int64_t last_pages_lost = 0;
   int64_t last_preempted = 0;
   int64_t last_steps = 0;
   double last_step_seconds = 0;
@@ -143,6 +154,9 @@ void Metrics::Heartbeat(const engine::v1::Heartbeat& h) {
     counter.Increment(Since(static_cast<double>(last), static_cast<double>(now)));
     last = now;
   };
+  add(f_->disk_tokens, h.disk_tokens(), f_->last_disk_tokens);
+  add(f_->pages_written, h.pages_written(), f_->last_pages_written);
+  add(f_->pages_lost, h.pages_lost(), f_->last_pages_lost);
   add(f_->preemptions, h.preempted(), f_->last_preempted);
   add(f_->steps, h.steps(), f_->last_steps);
   add(f_->step_seconds, h.step_seconds(), f_->last_step_seconds);

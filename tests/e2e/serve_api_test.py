@@ -212,6 +212,34 @@ class ServeLifeTest(harness.TestCase):
         self.assertTrue(first['choices'])
         self.assertEqual(server.process.wait(20), 0, server.log())
 
+    def test_shards_and_kv_pages_on_disk(self):
+        """A folder of `shoal shard` is a model like any other; what a stop leaves on disk the next start finds."""
+        shards = self.scratch / 'shards'
+        self.assert_ok(harness.shoal('shard', '-m', harness.DEMO_MODEL, '-o', shards, '-q'))
+        prompt = ' '.join(f'The fish number {i} swam to the sea.' for i in range(25))
+        flags = ['-m', str(shards), '-c', 512, '--kv-cache-dir', self.scratch / 'kv', '--kv-disk', '64M']
+
+        def metric(server, name):
+            text = server.request('GET', '/metrics')[2].decode()
+            return float(next(line.split()[1] for line in text.splitlines() if line.startswith(name + ' ')))
+
+        texts = []
+        for start in range(2):
+            server = serve_harness.Server(*flags)
+            self.addCleanup(server.kill)
+            texts.append(server.complete(prompt, max_tokens=16))
+            read = 'shoal_kv_disk_hits_total'
+            if start == 1:
+                harness.wait_until(lambda: metric(server, read) >= 256, 20, 'tokens from disk to be counted')
+            else:
+                harness.wait_until(lambda: metric(server, 'shoal_kv_disk_pages_written_total') >= 1, 20, 'pages to be counted')
+                self.assertEqual(metric(server, read), 0)
+            self.assertEqual(metric(server, 'shoal_kv_disk_pages_lost_total'), 0)
+            self.assertEqual(server.stop(), 0, server.log())
+        self.assertEqual(texts[0], texts[1])
+        run = self.assert_ok(harness.shoal('run', '-p', prompt, '-n', 16, '--temp', 0, '-c', 512, '-q'))
+        self.assertEqual(prompt + texts[0], run.out.decode().removesuffix('\n'))
+
     def test_what_cannot_start_ends_with_the_engines_code(self):
         result = harness.shoal('serve', '--port', 0, '-m', '/nowhere.gguf')
         self.assertEqual(result.code, harness.UNREADABLE, str(result))

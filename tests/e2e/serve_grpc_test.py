@@ -1,8 +1,10 @@
 """shoal.v1.Coordinator over gRPC, with a plain Python client: streams, cancel, deadlines, health, reflection, keys."""
+import http.client
 import importlib
 import json
 import pathlib
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -22,9 +24,10 @@ def load_messages(folder):
 
 
 class Client:
-    def __init__(self, server, pb, key=None):
-        port = int(next(line for line in server.lines if 'gRPC on' in line).split()[-1])
-        self.channel, self.pb = grpc.insecure_channel(f'127.0.0.1:{port}'), pb
+    def __init__(self, server, pb, key=None, credentials=None):
+        address = '127.0.0.1:' + next(line for line in server.lines if 'gRPC on' in line).split()[-1]
+        self.channel = grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
+        self.pb = pb
         self.metadata = [('authorization', f'Bearer {key}')] if key else None
 
     def unary(self, method, request, response, **kwargs):
@@ -113,6 +116,27 @@ class GrpcTest(harness.TestCase):
         call = self.client.channel.stream_stream('/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo')
         listing = next(call(iter([b'\x3a\x01*']), timeout=20))  # list_services
         self.assertIn(b'shoal.v1.Coordinator', listing)
+        self.assertIn(b'inference.GRPCInferenceService', listing)
+
+    def test_kserve(self):
+        def ask(method, data=b''):
+            return self.client.raw(f'/inference.GRPCInferenceService/{method}', data)
+
+        def name(model):
+            return b'\x0a' + bytes([len(model)]) + model
+
+        for method in ('ServerLive', 'ServerReady'):
+            self.assertEqual(ask(method), b'\x08\x01')
+        self.assertEqual(ask('ModelReady', name(b'demo')), b'\x08\x01')
+        self.assertTrue(ask('ServerMetadata').startswith(name(b'shoal')))
+        metadata = ask('ModelMetadata', name(b'demo'))
+        self.assertTrue(metadata.startswith(name(b'demo')))
+        for part in (b'text_input', b'text_output', b'BYTES'):
+            self.assertIn(part, metadata)
+        for method in ('ModelReady', 'ModelMetadata'):
+            with self.assertRaises(grpc.RpcError) as caught:
+                ask(method, name(b'other'))
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.NOT_FOUND)
 
 
 class GrpcKeysTest(harness.TestCase):
@@ -127,13 +151,65 @@ class GrpcKeysTest(harness.TestCase):
         good, bad = Client(server, pb, 'sk-grpc-key-01'), Client(server, pb, 'sk-grpc-key-02')
         harness.wait_until(lambda: good.raw('/grpc.health.v1.Health/Check', b'') == b'\x08\x01', 60, 'ready')
         for call in (lambda: list(bad.generate(prompt='a')),
-                     lambda: bad.unary('Tokenize', pb.TokenizeRequest(text='a'), pb.TokenizeResponse)):
+                     lambda: bad.unary('Tokenize', pb.TokenizeRequest(text='a'), pb.TokenizeResponse),
+                     lambda: bad.raw('/inference.GRPCInferenceService/ServerReady', b''),
+                     lambda: bad.raw('/inference.GRPCInferenceService/ModelMetadata', b'')):
             with self.assertRaises(grpc.RpcError) as caught:
                 call()
             self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAUTHENTICATED)
+        self.assertEqual(bad.raw('/inference.GRPCInferenceService/ServerLive', b''), b'\x08\x01')
         self.assertTrue(list(good.generate(prompt='a', max_tokens=2)))
         watch = good.stream('ClusterStatus', pb.ClusterStatusRequest(watch=True), pb.ClusterStatusResponse)
         next(watch)
+        self.assertEqual(server.stop(), 0)
+
+
+def make_certificates(folder):
+    """PEM files: a CA, certificates of it for a server on 127.0.0.1 and for a client, and a client's of another CA."""
+    def openssl(*args):
+        subprocess.run(['openssl', *map(str, args)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    new = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', 2)
+    for ca in ('ca', 'other-ca'):
+        openssl('req', '-x509', *new, '-subj', f'/CN={ca}', '-keyout', folder / f'{ca}.key', '-out', folder / f'{ca}.pem')
+    (folder / 'san').write_text('subjectAltName=IP:127.0.0.1,DNS:localhost\n')
+    for name, ca in (('server', 'ca'), ('client', 'ca'), ('stranger', 'other-ca')):
+        openssl('req', *new, '-subj', f'/CN={name}', '-keyout', folder / f'{name}.key', '-out', folder / f'{name}.csr')
+        openssl('x509', '-req', '-in', folder / f'{name}.csr', '-CA', folder / f'{ca}.pem', '-CAkey', folder / f'{ca}.key',
+                '-set_serial', 7, '-days', 2, '-extfile', folder / 'san', '-out', folder / f'{name}.pem')
+
+
+class TlsTest(harness.TestCase):
+    def test_https_and_mutual_tls(self):
+        make_certificates(self.scratch)
+        pem = lambda name: (self.scratch / name).read_bytes()
+        server = serve_harness.Server('--tls-cert', self.scratch / 'server.pem', '--tls-key', self.scratch / 'server.key',
+                                      '--grpc-client-ca', self.scratch / 'ca.pem', ready=False)
+        self.addCleanup(server.kill)
+        pb = load_messages(self.scratch)
+        check = '/grpc.health.v1.Health/Check'
+
+        def client(name):
+            pair = {'private_key': pem(f'{name}.key'), 'certificate_chain': pem(f'{name}.pem')} if name else {}
+            return Client(server, pb, credentials=grpc.ssl_channel_credentials(pem('ca.pem'), **pair))
+
+        known = client('client')
+        harness.wait_until(lambda: known.raw(check, b'') == b'\x08\x01', 60, 'ready')
+        text = ''.join(a.text for a in known.generate(prompt='Once', max_tokens=8, sampling=pb.SamplingParams(temperature=0)))
+        self.assertNotEqual(text, '')
+        for wrong in (client(None), client('stranger'), Client(server, pb)):
+            with self.assertRaises(grpc.RpcError) as caught:
+                wrong.raw(check, b'')
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
+        # HTTP asks for no certificate, and speaks no plain text.
+        trust = ssl.create_default_context(cafile=str(self.scratch / 'ca.pem'))
+        https = http.client.HTTPSConnection('127.0.0.1', server.port, timeout=60, context=trust)
+        self.addCleanup(https.close)
+        https.request('POST', '/v1/completions', json.dumps({'prompt': 'Once', 'max_tokens': 8, 'temperature': 0}),
+                      {'Content-Type': 'application/json'})
+        self.assertEqual(json.loads(https.getresponse().read())['choices'][0]['text'], text)
+        with self.assertRaises((OSError, http.client.HTTPException)):
+            server.request('GET', '/health/live')
         self.assertEqual(server.stop(), 0)
 
 
