@@ -128,6 +128,25 @@ TEST_P(AttentionAt, LargeScoresDoNotOverflow) {
   }
 }
 
+TEST_P(AttentionAt, HalvesAreThoseOfTheOracle) {
+  auto pool = ThreadPool::Create({.threads = 1, .pin = false}).value();
+  const AttentionEngine engine(GetParam(), pool.get());
+  std::mt19937 rng(4);
+  for (int n = 1; n <= 200; ++n) {
+    std::vector<float> x = {1e6f, -1e6f, 65504, 65520, 0x1p-24f, 0x1.8p-25f, 0x1p-25f, -0.0f};
+    // Any exponent that a half has, and a few beyond.
+    while (static_cast<int>(x.size()) < n) {
+      x.push_back(
+          std::ldexp(1 + static_cast<float>(rng()) * 0x1p-32f, static_cast<int>(rng() % 46) - 28) *
+          (rng() % 2 == 0 ? 1 : -1));
+    }
+    std::vector<uint16_t> out(n, 7), expected(n, 8);
+    engine.kernels().to_half(x.data(), out.data(), n);
+    ScalarAttentionKernels().to_half(x.data(), expected.data(), n);
+    ASSERT_EQ(out, expected) << n;
+  }
+}
+
 TEST(AttentionEngine, WorkspaceIsWhatReserveTakesAndGrowsWithTheLimits) {
   auto pool = ThreadPool::Create({.threads = 2, .pin = false}).value();
   const AttentionEngine engine(CpuLevel::kScalar, pool.get());
