@@ -172,8 +172,9 @@ inline void CheckHead(const AttentionProblem& p, const CachedHead& k, const Cach
     }
   }
   // exp() itself is good to about 4 roundings; merging runs adds one per run.
+  const int merges = n / kRunTokens;
   const double relative =
-      std::expm1(2 * ds) + precision.p + precision.v + (n + n / 256 + 16) * kFloat;
+      std::expm1(2 * ds) + precision.p + precision.v + (n + merges + 16) * kFloat;
   for (int d = 0; d < dims; ++d) {
     ASSERT_NEAR(out[d], expected[d], 2 * magnitude[d] * relative + 1e-7)
         << "pos " << pos << " dim " << d;
