@@ -14,13 +14,14 @@ namespace {
 // for 32. By the prompt's length, not a chunk's, so that how it is cut does not matter.
 constexpr int kShortPrompt = 16;
 
-// Prompts may make a step with decode rows this much longer, in steps that only decode. Simulated
-// for 16 streams with the costs of kernels/README.md, prompts of 224 and answers of 64 tokens: 147
-// tokens/s and at most 146 ms between tokens; at two times 126 and 74, with 256 rows at a
-// time 153 and 317.
-constexpr double kPromptShare = 3;
-// Prefill products cost as much for one row as for these.
-constexpr int kPrefillTile = 32;
+// Prompts may make a step with decode rows this much longer, in steps that only decode. Less costs
+// throughput: the fewer prompt rows, the more often weights are read for them, and slots stay empty
+// meanwhile. Simulated for 16 streams with the costs of kernels/README.md, prompts of 224 and
+// answers of 64 tokens, tokens/s and p99 between tokens: 133 and 276 ms; at three times 123 and
+// 235; with 256 rows at a time 144 and 347, which grows with the cost of a row.
+constexpr double kPromptShare = 4;
+constexpr int kPrefillTile = 32;  // prefill products cost as much for one row as for these
+constexpr int kLeastPromptRows = 64;
 
 int BlocksFor(int64_t tokens) {
   return static_cast<int>((tokens + kKvBlockTokens - 1) / kKvBlockTokens);
@@ -222,7 +223,7 @@ Scheduler::Stats Scheduler::stats() const {
 // go fast, few beside many go in pieces that the streams hardly notice. A prompt never gets less
 // than kPromptShare, so that a first token does not wait for long.
 int Scheduler::RowsBesideDecode() const {
-  int rows = 2 * kPrefillTile;  // until there is a measurement
+  int rows = kLeastPromptRows;  // until there is a measurement
   if (costs_.decode_s > 0 && costs_.token_s > 0) {
     const auto admitted = std::count_if(running_.begin(), running_.end(), [](const Sequence* s) {
       return s->scheduled < static_cast<int>(s->tokens.size()) && s->generated() == 0;
@@ -233,7 +234,7 @@ int Scheduler::RowsBesideDecode() const {
         static_cast<double>(admitted + std::min<int64_t>(waiting_count_, std::ssize(free_slots_)));
     const double time_s = costs_.decode_s * std::max(kPromptShare, prompts / decoding);
     rows = static_cast<int>(std::min<double>(time_s / costs_.token_s, limits_.rows));
-    rows = std::max(rows / kPrefillTile, 1) * kPrefillTile;
+    rows = std::max(rows / kPrefillTile * kPrefillTile, kLeastPromptRows);
   }
   return std::min(rows, limits_.rows_beside_decode);
 }

@@ -220,12 +220,12 @@ TEST(Scheduler, PromptsBesideDecodeAreBoundedByTime) {
   };
   EXPECT_EQ(rows_with(15, 1, {}), 64) << "nothing is known";
   const StepCosts costs{.token_s = 0.001, .decode_s = 0.05};
-  EXPECT_EQ(rows_with(15, 1, costs), 128) << "three times decoding, in whole tiles";
-  EXPECT_EQ(rows_with(8, 8, costs), 128);
+  EXPECT_EQ(rows_with(15, 1, costs), 192) << "four times decoding, in whole tiles";
+  EXPECT_EQ(rows_with(8, 8, costs), 192);
   EXPECT_EQ(rows_with(2, 12, costs), 288) << "by their number: six times";
   EXPECT_EQ(rows_with(2, 100, costs), 320) << "of those that wait, as many as there are slots";
   EXPECT_EQ(rows_with(1, 15, costs), 511) << "what a batch holds";
-  EXPECT_EQ(rows_with(15, 1, {.token_s = 1, .decode_s = 0.05}), 32) << "never less than a tile";
+  EXPECT_EQ(rows_with(15, 1, {.token_s = 1, .decode_s = 0.05}), 64) << "never less";
 }
 
 TEST(Scheduler, ReplayedTokensTakeTheDecodePath) {
