@@ -12,12 +12,16 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "comm/comm_bench.h"
 #include "fmt/format.h"
 #include "kernels/cpu/kernel_bench.h"
+#if defined(SHOAL_CUDA)
+#include "kernels/cuda/kernel_bench.h"
+#endif
 #include "kernels/status_macros.h"
 #include "launcher/commands.h"
 #include "launcher/exit_code.h"
@@ -182,6 +186,12 @@ absl::StatusOr<double> ReadBandwidth(const Session& session, const BenchFlags& f
                                      int64_t bytes_per_token) {
   constexpr int64_t kLeast = int64_t{64} << 20, kMost = int64_t{1} << 30;
   if (f.model.tp * f.model.pp > 1 || session.engine.rank().memory().streamed > 0) return 0;
+#if defined(SHOAL_CUDA)
+  if (absl::StartsWith(session.engine.rank().DescribeBackend(), "cuda")) {
+    // Beside a model that fills the GPU there may be no room to measure in.
+    return cuda::MeasureReadBandwidth(kMost).value_or(0);
+  }
+#endif
   return MeasureReadBandwidth(session.options.cpu.threads,
                               std::clamp(bytes_per_token, kLeast, kMost));
 }
@@ -324,18 +334,44 @@ std::string KernelReportJson(const KernelReport& report) {
   return j.dump(1) + "\n";
 }
 
-// shoal bench --kernels: the products alone, beside what the machine can do.
-int BenchKernelsAlone(const BenchFlags& f) {
-  KernelBenchOptions options;
-  options.threads = f.model.threads;
-  for (absl::string_view name : absl::StrSplit(f.kernel_types, ',', absl::SkipEmpty())) {
+absl::StatusOr<std::vector<DType>> ParseTypes(const std::string& names) {
+  std::vector<DType> types;
+  for (absl::string_view name : absl::StrSplit(names, ',', absl::SkipEmpty())) {
     const std::optional<DType> type = DTypeFromName(std::string(name));
     if (!type.has_value()) {
-      return ReportError(
-          UsageError(absl::StrCat("--types: '", name, "' is none of ", KnownDTypes())));
+      return UsageError(absl::StrCat("--types: '", name, "' is none of ", KnownDTypes()));
     }
-    options.types.push_back(*type);
+    types.push_back(*type);
   }
+  return types;
+}
+
+// shoal bench --kernels --device cuda: the same of a GPU. `device`: cuda or cuda:N.
+absl::Status BenchGpuKernels(const std::string& device, const std::vector<DType>& types) {
+#if defined(SHOAL_CUDA)
+  cuda::KernelBenchOptions options;
+  options.types = types;
+  if (device != "cuda" && !absl::SimpleAtoi(device.substr(5), &options.device)) {
+    return UsageError(absl::StrCat("--device ", device, ": --kernels takes cpu, cuda or cuda:N"));
+  }
+  SHOAL_ASSIGN_OR_RETURN(const cuda::KernelReport report, cuda::BenchKernels(options, nullptr));
+  std::fputs(cuda::FormatKernelReport(report).c_str(), stdout);
+  return absl::OkStatus();
+#else
+  return absl::UnavailableError("this binary was built without CUDA: cmake --preset cuda");
+#endif
+}
+
+// shoal bench --kernels: the products alone, beside what the machine can do.
+int BenchKernelsAlone(const BenchFlags& f) {
+  const absl::StatusOr<std::vector<DType>> types = ParseTypes(f.kernel_types);
+  if (!types.ok()) return ReportError(types.status());
+  if (absl::StartsWith(f.model.device, "cuda")) {
+    return ReportError(BenchGpuKernels(f.model.device, *types));
+  }
+  KernelBenchOptions options;
+  options.threads = f.model.threads;
+  options.types = *types;
   const absl::StatusOr<KernelReport> report = BenchKernels(options, [](const KernelResult&) {});
   if (!report.ok()) return ReportError(report.status());
   const std::string text =

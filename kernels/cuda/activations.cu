@@ -14,6 +14,12 @@ void HalveRows(const InputRows& in, bool bf16, const HalfRows& out, Stream strea
          stream, in, out);
 }
 
+void HalveAll(const InputRows& in, float* extremes, const PlainHalves& out, Stream stream) {
+  if (in.rows == 0) return;
+  Launch(RowExtremesKernel, dim3(in.rows), dim3(kRowThreads), 0, stream, in, extremes);
+  Launch(HalveAllKernel, dim3(in.rows), dim3(kRowThreads), 0, stream, in, extremes, out);
+}
+
 void CopyRows(const InputRows& in, const FloatRows& out, Stream stream) {
   if (in.rows == 0) return;
   Launch(CopyRowsKernel, dim3(in.rows), dim3(kRowThreads), 0, stream, in, out);

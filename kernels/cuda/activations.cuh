@@ -85,6 +85,7 @@ __device__ __forceinline__ uint32_t PackBytes(int a, int b, int c, int d) {
 // Block (row, run of kRowStep columns); 8 lanes make one column block. Blocks that share a row each
 // add up its squares: cheaper than a second launch.
 __global__ void __launch_bounds__(kRowThreads) QuantizeRowsKernel(InputRows in, Int8Rows out) {
+  GridWait();
   const int row = blockIdx.x;
   const RowReader reader(in, row);
   const int col = blockIdx.y * kRowStep + 4 * threadIdx.x;
@@ -120,38 +121,74 @@ __device__ __forceinline__ uint32_t PackHalves(float a, float b) {
   }
 }
 
+// The scale, a power of two, that brings values of up to `extreme` to [512, 1024).
+struct PowerOfTwo {
+  float scale = 1, inverse = 1;
+};
+__device__ __forceinline__ PowerOfTwo HalfScale(float extreme) {
+  const unsigned exponent = __float_as_uint(extreme) >> 23;
+  if (exponent <= 9) return {};  // so small that nothing can come of it
+  return {__uint_as_float((exponent - 9) << 23), __uint_as_float((263 - exponent) << 23)};
+}
+
 // A block for each row.
 template <bool kBf16>
 __global__ void __launch_bounds__(kRowThreads) HalveRowsKernel(InputRows in, HalfRows out) {
+  GridWait();
   const int row = blockIdx.x;
   const RowReader reader(in, row);
-  float scale = 1, inverse = 1;
+  PowerOfTwo by;
   if constexpr (!kBf16) {
     float extreme = 0;
     for (int col = 4 * threadIdx.x; col < in.cols; col += kRowStep) {
       extreme = fmaxf(extreme, Extreme(reader.Columns(col)));
     }
-    extreme = BlockReduce<true>(extreme);
-    const unsigned exponent = __float_as_uint(extreme) >> 23;
-    if (exponent > 9) {  // else so small that nothing can come of it
-      scale = __uint_as_float((exponent - 9) << 23);
-      inverse = __uint_as_float((263 - exponent) << 23);
-    }
+    by = HalfScale(BlockReduce<true>(extreme));
   }
   const int cols = (in.cols + 31) / 32 * 32;
   for (int col = 4 * threadIdx.x; col < cols; col += kRowStep) {
     const float4 v = reader.Columns(col);
     const int word = col / 4 % 8;
-    const uint2 halves = {PackHalves<kBf16>(v.x * inverse, v.y * inverse),
-                          PackHalves<kBf16>(v.z * inverse, v.w * inverse)};
+    const uint2 halves = {PackHalves<kBf16>(v.x * by.inverse, v.y * by.inverse),
+                          PackHalves<kBf16>(v.z * by.inverse, v.w * by.inverse)};
     *reinterpret_cast<uint2*>(out.data + (col / 32 * out.row_stride + row) * 32 + word % 4 * 8 +
                               word / 4 * 4) = halves;
   }
-  if (threadIdx.x == 0) out.scale[row] = scale;
+  if (threadIdx.x == 0) out.scale[row] = by.scale;
+}
+
+// A block for each row: its largest magnitude.
+__global__ void __launch_bounds__(kRowThreads) RowExtremesKernel(InputRows in, float* extremes) {
+  GridWait();
+  const RowReader reader(in, blockIdx.x);
+  float extreme = 0;
+  for (int col = 4 * threadIdx.x; col < in.cols; col += kRowStep) {
+    extreme = fmaxf(extreme, Extreme(reader.Columns(col)));
+  }
+  extreme = BlockReduce<true>(extreme);
+  if (threadIdx.x == 0) extremes[blockIdx.x] = extreme;
+}
+
+// A block for each row. The columns of a plain matrix are a multiple of 32.
+__global__ void __launch_bounds__(kRowThreads)
+    HalveAllKernel(InputRows in, const float* extremes, PlainHalves out) {
+  GridWait();
+  float extreme = 0;
+  for (int i = threadIdx.x; i < in.rows; i += kRowThreads) extreme = fmaxf(extreme, extremes[i]);
+  const PowerOfTwo by = HalfScale(BlockReduce<true>(extreme));
+  const RowReader reader(in, blockIdx.x);
+  for (int col = 4 * threadIdx.x; col < in.cols; col += kRowStep) {
+    const float4 v = reader.Columns(col);
+    *reinterpret_cast<uint2*>(out.data + static_cast<int64_t>(blockIdx.x) * in.cols + col) = {
+        PackHalves<false>(v.x * by.inverse, v.y * by.inverse),
+        PackHalves<false>(v.z * by.inverse, v.w * by.inverse)};
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) *out.factor = by.scale / kHalfWeightScale;
 }
 
 // A block for each row.
 __global__ void __launch_bounds__(kRowThreads) CopyRowsKernel(InputRows in, FloatRows out) {
+  GridWait();
   const int row = blockIdx.x;
   const RowReader reader(in, row);
   for (int col = 4 * threadIdx.x; col < in.cols; col += kRowStep) {

@@ -190,6 +190,7 @@ inline int64_t DecodeSharedBytes(int kernel_heads, int head_dim) {
 // Grid: items, KV heads, chunks of kHeads query heads of a KV head.
 template <typename Format, int kHeads, bool kAligned>
 __global__ void __launch_bounds__(kDecodeThreads) AttendSplit(DecodeParams p) {
+  GridWait();
   const DecodeItem item = p.items[blockIdx.x];
   const RowPlace place = p.rows[item.row];
   const int base = item.split * kSplitTokens;
@@ -233,6 +234,7 @@ struct MergeParams {
 // Grid: decode rows, query heads. A group of threads that spans the dims takes a run of splits;
 // groups meet in shared memory, so sums are in order of position within fixed runs.
 static __global__ void __launch_bounds__(kMergeThreads) MergeSplits(MergeParams p) {
+  GridWait();
   const DecodeRow entry = p.decode_rows[blockIdx.x];
   const int pos = p.rows[entry.row].pos;
   const int head = static_cast<int>(blockIdx.y);

@@ -445,6 +445,7 @@ __device__ void WriteRows(const RowState<T>& state, float* const (&out)[2], int 
 // the scores, the next K during the sums (f16; int8 passes through registers and waits).
 template <typename T>
 __global__ void __launch_bounds__(T::kThreads) AttendTile(PrefillParams p) {
+  GridWait();
   const PrefillItem item = p.items[blockIdx.x];
   const SegmentPlace segment = p.segments[item.segment];
   PrefillView view;

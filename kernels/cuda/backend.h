@@ -9,6 +9,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/copies.h"
+#include "kernels/cuda/cublas.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/planner.h"
@@ -58,7 +59,8 @@ class CudaBackend final : public Backend {
            int cols) override;
 
  private:
-  CudaBackend(const GpuInfo& info, int64_t max_shared_bytes, OwnedStream stream, CudaCopies copies);
+  CudaBackend(const GpuInfo& info, int64_t max_shared_bytes, OwnedStream stream, CudaCopies copies,
+              std::unique_ptr<Cublas> cublas);
   cudaStream_t stream() const { return queue_.stream(); }
   // The plan of the batch at hand, made and uploaded by the first op that needs it.
   const BatchPlan* Plan(absl::Span<const Segment> segments, const AttentionShape& shape,
@@ -71,6 +73,7 @@ class CudaBackend final : public Backend {
   const int64_t max_shared_bytes_;
   CudaQueue queue_;
   CudaCopies copies_;
+  const std::unique_ptr<Cublas> cublas_;  // null where it is not installed
   LinearEngine linear_;
   Limits limits_;
   DeviceMemory linear_workspace_, attention_workspace_;

@@ -18,6 +18,7 @@ inline constexpr int kElementThreads = 32 * kElementWarps;
 static __global__ void __launch_bounds__(kElementThreads)
     RmsNormRow(const float* x, int64_t stride, const float* weight, float eps, int cols, float* out,
                int64_t out_stride) {
+  GridWait();
   x += blockIdx.x * stride;
   out += blockIdx.x * out_stride;
   float squares = 0;
@@ -30,6 +31,7 @@ static __global__ void __launch_bounds__(kElementThreads)
 // x += y; a block has kElementThreads columns of a row.
 static __global__ void __launch_bounds__(kElementThreads)
     AddRow(float* x, int64_t x_stride, const float* y, int64_t y_stride, int cols) {
+  GridWait();
   const int c = static_cast<int>(blockIdx.y) * kElementThreads + static_cast<int>(threadIdx.x);
   if (c < cols) x[blockIdx.x * x_stride + c] += y[blockIdx.x * y_stride + c];
 }
@@ -37,6 +39,7 @@ static __global__ void __launch_bounds__(kElementThreads)
 // out[i] = row ids[i] of the table; a warp has 32 columns at a time.
 static __global__ void __launch_bounds__(kElementThreads)
     EmbedRow(PackedView table, const int32_t* ids, float* out) {
+  GridWait();
   const int32_t id = ids[blockIdx.x];
   out += blockIdx.x * table.cols;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * kElementThreads + threadIdx.x;
@@ -82,6 +85,7 @@ __device__ inline Ranked NextExpert(const float* logits, int experts, const Rank
 
 // A warp has a row; grid: rows by eights.
 static __global__ void __launch_bounds__(kElementThreads) RouteRow(RouteParams p, int rows) {
+  GridWait();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kElementWarps + threadIdx.x / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (row >= rows) return;

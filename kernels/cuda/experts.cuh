@@ -15,6 +15,7 @@ inline constexpr int kPointersAtOnce =
 // in order without a sort.
 __global__ void __launch_bounds__(kGroupThreads)
     GroupKernel(const int32_t* ids, int count, int experts, int group_rows, Grouping out) {
+  GridWait();
   auto* counts = reinterpret_cast<int32_t*>(DynamicShared());  // [experts]
   for (int e = threadIdx.x; e < experts; e += kGroupThreads) counts[e] = 0;
   __syncthreads();
@@ -50,6 +51,7 @@ struct PointerList {
 };
 __global__ void __launch_bounds__(kGroupThreads)
     WritePointersKernel(const __grid_constant__ PointerList list, const uint8_t** out) {
+  GridWait();
   if (static_cast<int>(threadIdx.x) < list.count) out[threadIdx.x] = list.pointer[threadIdx.x];
 }
 
@@ -57,6 +59,7 @@ __global__ void __launch_bounds__(kGroupThreads)
 __global__ void __launch_bounds__(kSumThreads)
     WeightedSumKernel(const float* slots, int64_t slot_stride, const int32_t* ids,
                       const float* weights, int used, int cols, float* out, int64_t out_stride) {
+  GridWait();
   const int row = blockIdx.y;
   const int col = blockIdx.x * kSumThreads + threadIdx.x;
   if (col >= cols) return;

@@ -166,6 +166,20 @@ __device__ __forceinline__ T LoadStream(const void* p) {
   return v.value;
 }
 
+// Launches overlap on sm_90 and up (launch.cuh): a kernel begins while the one before it in the
+// stream still runs, as soon as all blocks of that one have called GridTrigger. What that one wrote
+// is there after GridWait, which every kernel calls before it reads or writes anything but weights.
+__device__ __forceinline__ void GridTrigger() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void GridWait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // 2^x, to about 2 ulp.
 __device__ __forceinline__ float Exp2(float x) {
   float y;

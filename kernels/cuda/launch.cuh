@@ -1,10 +1,12 @@
 // Kernel launches and shared memory, under nvcc and under the tests' stand-in. Nothing else uses
-// `<<<>>>` or `__shared__`.
+// `cudaLaunchKernelEx` or `__shared__`.
 #pragma once
 
 #include "kernels/cuda/intrinsics.cuh"
 
 #if defined(__CUDACC__)
+
+#include <atomic>
 
 namespace shoal::cuda {
 
@@ -22,8 +24,22 @@ __device__ __forceinline__ T& StaticShared() {
   return *reinterpret_cast<T*>(bytes);
 }
 
-// Enqueues kernel(args...). An error (too much shared memory, a grid too large) is left for
-// cudaGetLastError.
+// Whether kernels on the calling thread's GPU may begin before the one before them has ended.
+inline bool LaunchesOverlap() {
+  constexpr int kDevices = 64;
+  static std::atomic<int> major[kDevices];  // 0: not asked yet
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return false;
+  int known = major[device].load(std::memory_order_relaxed);
+  if (known == 0) {
+    cudaDeviceGetAttribute(&known, cudaDevAttrComputeCapabilityMajor, device);
+    major[device].store(known, std::memory_order_relaxed);
+  }
+  return known >= 9;
+}
+
+// Enqueues kernel(args...), which calls GridWait. An error (too much shared memory, a grid too
+// large) is left for cudaGetLastError.
 template <typename... Params, typename... Args>
 void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, const Args&... args) {
@@ -33,7 +49,17 @@ void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
                          cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(shared_bytes));
   }
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = LaunchesOverlap() ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
 }
 
 }  // namespace shoal::cuda

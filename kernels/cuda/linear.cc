@@ -52,9 +52,9 @@ Product ProductOf(const PackedShape& shape) {
 // Where things lie in the workspace.
 struct LinearEngine::Layout {
   int64_t slots, groups, expert_stride, out_stride;
-  int64_t operand, grouping, group_count, sorted, pointers, gate, up, down, bytes;
+  int64_t operand, grouping, group_count, sorted, pointers, gate, up, down, unpacked, bytes;
 
-  explicit Layout(const Backend::Limits& l) {
+  Layout(const Backend::Limits& l, int64_t unpacked_bytes) {
     const int64_t expert_rows = std::min(l.rows, kExpertRows);
     slots = expert_rows * l.experts_used;
     groups = slots / kGroupRowsMin + slots;
@@ -74,6 +74,7 @@ struct LinearEngine::Layout {
     gate = take(slots * expert_stride * 4);
     up = take(slots * expert_stride * 4);
     down = take(slots * out_stride * 4);
+    unpacked = take(l.rows >= kGemmRows ? unpacked_bytes : 0);
     bytes = at;
   }
 };
@@ -91,7 +92,13 @@ struct LinearEngine::ExpertBatch {
   int64_t out_stride;
 };
 
-int64_t LinearEngine::WorkspaceBytes(const Backend::Limits& limits) { return Layout(limits).bytes; }
+LinearEngine::Layout LinearEngine::LayoutOf(const Backend::Limits& limits) const {
+  return Layout(limits, gemm_ != nullptr ? unpacked_bytes_ : 0);
+}
+
+int64_t LinearEngine::WorkspaceBytes(const Backend::Limits& limits) const {
+  return LayoutOf(limits).bytes;
+}
 
 void LinearEngine::SetWorkspace(const Backend::Limits& limits, uint8_t* workspace) {
   limits_ = limits;
@@ -137,7 +144,7 @@ struct OperandViews {
 
 void LinearEngine::Prepare(const LinearInput& input, int cols, int rows, Operand operand,
                            Stream stream) {
-  const OperandViews views(workspace_ + Layout(limits_).operand, rows, cols);
+  const OperandViews views(workspace_ + LayoutOf(limits_).operand, rows, cols);
   const InputRows in = ToRows(input, cols, rows, 0);
   switch (operand) {
     case Operand::kInt8:
@@ -151,7 +158,7 @@ void LinearEngine::Prepare(const LinearInput& input, int cols, int rows, Operand
 }
 
 void LinearEngine::Multiply(const Product& product, Operand operand, int rows, Stream stream) {
-  const OperandViews views(workspace_ + Layout(limits_).operand, rows, product.cols);
+  const OperandViews views(workspace_ + LayoutOf(limits_).operand, rows, product.cols);
   switch (operand) {
     case Operand::kInt8:
       return Int8Product(product, views.int8, stream);
@@ -163,21 +170,66 @@ void LinearEngine::Multiply(const Product& product, Operand operand, int rows, S
   }
 }
 
+bool LinearEngine::TakesGemm(const LinearOutput& output, Operand operand, int rows) const {
+  const PackedShape& shape = output.weight->shape;
+  return gemm_ != nullptr && rows >= kGemmRows && operand == Operand::kF16 &&
+         shape.type != DType::kF16 && output.bias == nullptr &&
+         shape.cols * kPanelRows * 2 <= unpacked_bytes_;
+}
+
+PlainHalves LinearEngine::GemmRows(int rows, int64_t cols, float** extremes) const {
+  uint8_t* const at = workspace_ + LayoutOf(limits_).operand;
+  *extremes = reinterpret_cast<float*>(at + Align(rows * cols * 2));
+  return {reinterpret_cast<uint16_t*>(at), *extremes + rows};
+}
+
+void LinearEngine::Multiply(const LinearOutput& output, int rows, int first_row, Stream stream) {
+  const PackedShape& shape = output.weight->shape;
+  float* extremes = nullptr;
+  const PlainHalves in = GemmRows(rows, shape.cols, &extremes);
+  auto* unpacked = reinterpret_cast<uint16_t*>(workspace_ + LayoutOf(limits_).unpacked);
+  const int64_t panels_max = unpacked_bytes_ / (shape.cols * kPanelRows * 2);
+  const int64_t panels = shape.panels();
+  for (int64_t first = 0, n; first < panels; first += n) {
+    n = std::min(panels_max, panels - first);
+    const int64_t begin = first * kPanelRows, end = std::min(begin + n * kPanelRows, shape.rows);
+    UnpackHalves(*output.weight, static_cast<int>(first), static_cast<int>(n), unpacked, stream);
+    gemm_->Multiply(static_cast<int>(end - begin), rows, static_cast<int>(shape.cols), unpacked,
+                    in.data, in.factor, output.accumulate,
+                    output.out + first_row * output.stride + begin, output.stride);
+  }
+}
+
 // Outputs that take the same operand follow its preparation; those of one type share a launch.
 void LinearEngine::Rows(const LinearInput& input, int cols, int rows, bool prefill, int first_row,
                         absl::Span<const LinearOutput> outputs, Stream stream) {
   if (rows == 0) return;
   SHOAL_CHECK(outputs.size() <= kMaxOutputs, "too many outputs of one linear layer");
   prefill = prefill && rows >= kShortPrompt;
+  LinearInput from = input;
+  from.x += first_row * input.stride;
+  if (from.up != nullptr) from.up += first_row * input.stride;
   for (const Operand operand : {Operand::kInt8, Operand::kFloat, Operand::kF16, Operand::kBf16}) {
     bool done[kMaxOutputs] = {}, prepared = false;
+    for (size_t i = 0; i < outputs.size(); ++i) {  // those of a library first: its rows are others
+      if (OperandOf(outputs[i].weight->shape.type, prefill) != operand) continue;
+      done[i] = TakesGemm(outputs[i], operand, rows);
+      if (!done[i]) continue;
+      if (!prepared) {
+        float* extremes = nullptr;
+        const PlainHalves to = GemmRows(rows, cols, &extremes);
+        HalveAll(ToRows(from, cols, rows, 0), extremes, to, stream);
+        prepared = true;
+      }
+      SHOAL_CHECK(outputs[i].weight->shape.cols == cols,
+                  "the weight's columns must match the input's");
+      Multiply(outputs[i], rows, first_row, stream);
+    }
+    prepared = false;
     for (size_t i = 0; i < outputs.size(); ++i) {
       const PackedShape& shape = outputs[i].weight->shape;
       if (done[i] || OperandOf(shape.type, prefill) != operand) continue;
       if (!prepared) {
-        LinearInput from = input;
-        from.x += first_row * input.stride;
-        if (from.up != nullptr) from.up += first_row * input.stride;
         Prepare(from, cols, rows, operand, stream);
         prepared = true;
       }
@@ -217,7 +269,7 @@ void LinearEngine::Experts(const LinearInput& input, int cols, RowCount rows, co
                   experts.gate[0].shape.rows <= limits_.expert_cols && count <= kExpertsMax,
               "Reserve() for larger batches or more experts");
   if (rows.total() == 0) return;
-  const Layout at(limits_);
+  const Layout at = LayoutOf(limits_);
   auto* pointers = reinterpret_cast<const uint8_t**>(workspace_ + at.pointers);
   pointers_.clear();
   for (const auto& part : {experts.gate, experts.up, experts.down}) {
@@ -238,7 +290,7 @@ void LinearEngine::Experts(const LinearInput& input, int cols, RowCount rows, co
 }
 
 void LinearEngine::ExpertRows(const ExpertBatch& b, Stream stream) {
-  const Layout at(limits_);
+  const Layout at = LayoutOf(limits_);
   const int count = static_cast<int>(b.experts.gate.size());
   const int slots = b.rows * b.used;
   const auto* pointers = reinterpret_cast<const uint8_t* const*>(workspace_ + at.pointers);

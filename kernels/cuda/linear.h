@@ -11,14 +11,34 @@
 
 namespace shoal::cuda {
 
+// A library's product of f16 matrices.
+class HalfGemm {
+ public:
+  virtual ~HalfGemm() = default;
+  // c[j, i] (+)= *alpha * sum over l of a[i, l] * b[j, l], f32 sums. a [m, k] and b [n, k] are
+  // contiguous f16, c [n, stride] f32, alpha one f32; all of them device memory. Enqueues; an error
+  // shows when the stream is checked.
+  virtual void Multiply(int m, int n, int k, const uint16_t* a, const uint16_t* b,
+                        const float* alpha, bool accumulate, float* c, int64_t stride) = 0;
+};
+
 // Not thread-safe; one stream at a time.
 class LinearEngine {
  public:
   // bf16_mma: the chip multiplies bf16 tiles (sm_80 and up). Without them BF16 weights take f32
   // rows.
-  explicit LinearEngine(bool bf16_mma) : bf16_mma_(bf16_mma) {}
+  // gemm: multiplies long prompts (of kGemmRows and more) with quantized weights, which are
+  // unpacked for it; it must outlive the engine. Null: own tiles do.
+  // unpacked_bytes: weights that are unpacked at once, what a large L2 cache holds.
+  explicit LinearEngine(bool bf16_mma, HalfGemm* gemm = nullptr,
+                        int64_t unpacked_bytes = int64_t{64} << 20)
+      : bf16_mma_(bf16_mma), gemm_(gemm), unpacked_bytes_(unpacked_bytes) {}
 
-  static int64_t WorkspaceBytes(const Backend::Limits& limits);
+  // Rows from which unpacking the weights costs less than a library's product gains. Its rows share
+  // one scale: a row keeps the precision of f16 while it is not 2^20 smaller than the largest.
+  static constexpr int kGemmRows = 256;
+
+  int64_t WorkspaceBytes(const Backend::Limits& limits) const;
   // workspace: WorkspaceBytes(limits) of device memory, aligned to 256, that outlives the engine.
   void SetWorkspace(const Backend::Limits& limits, uint8_t* workspace);
 
@@ -35,6 +55,7 @@ class LinearEngine {
   struct Layout;
   struct ExpertBatch;
 
+  Layout LayoutOf(const Backend::Limits& limits) const;
   Operand OperandOf(DType type, bool prefill) const;
   // The rows as `operand`, in the workspace; then the product of all of `outputs` that take it.
   void Prepare(const LinearInput& input, int cols, int rows, Operand operand, Stream stream);
@@ -42,8 +63,16 @@ class LinearEngine {
   void Rows(const LinearInput& input, int cols, int rows, bool prefill, int first_row,
             absl::Span<const LinearOutput> outputs, Stream stream);
   void ExpertRows(const ExpertBatch& batch, Stream stream);
+  // Whether a library's product takes this output; the product, with the rows as HalveAll made
+  // them.
+  bool TakesGemm(const LinearOutput& output, Operand operand, int rows) const;
+  void Multiply(const LinearOutput& output, int rows, int first_row, Stream stream);
+  // The rows for such products, in the workspace.
+  PlainHalves GemmRows(int rows, int64_t cols, float** extremes) const;
 
   bool bf16_mma_;
+  HalfGemm* gemm_;
+  int64_t unpacked_bytes_;
   Backend::Limits limits_;
   uint8_t* workspace_ = nullptr;
   std::vector<const uint8_t*> pointers_;  // of one call's experts

@@ -54,6 +54,7 @@ __device__ __forceinline__ void AddLine(const uint4& line, const float* const (&
 template <DType kType, int kRows>
 __global__ void __launch_bounds__(32 * kFloatWarps)
     FloatKernel(const __grid_constant__ Product p, const FloatRows a) {
+  GridWait();
   constexpr int kCols = kType == DType::kF32 ? 1 : 2;
   constexpr int kAhead = 4;  // loads of 512 bytes that a warp has under way
   const BlockRows block = RowsOfBlock(p.rows, blockIdx.x, kRows);

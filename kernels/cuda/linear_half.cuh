@@ -17,10 +17,8 @@ inline constexpr int kHalfWarps = 4;
 inline constexpr int kHalfPanels = 2;                  // of a warp
 inline constexpr int kHalfStages = 4;                  // of 32 columns
 inline constexpr int kHalfTiles = kHalfGroupRows / 8;  // mma tiles along the rows
+inline constexpr int kHalfAtOnce = 4;                  // of them between two products of one sum
 inline constexpr int kHalfBlockPanels = kHalfWarps * kHalfPanels;
-// Unpacked weights are multiplied with this: weights are small, and f16 loses bits below 2^-14.
-inline constexpr float kHalfWeightScale = 16;
-
 __device__ __forceinline__ uint32_t Bits(half2 v) {
   union {
     half2 h;
@@ -143,6 +141,7 @@ struct HalfStages {
 template <DType kType>
 __global__ void __launch_bounds__(32 * kHalfWarps)
     HalfKernel(const __grid_constant__ Product p, const HalfRows a) {
+  GridWait();
   const BlockRows block = RowsOfBlock(p.rows, blockIdx.x, kHalfGroupRows);
   if (block.count <= 0) return;
   const TileLane at = ThisTileLane();
@@ -198,18 +197,26 @@ __global__ void __launch_bounds__(32 * kHalfWarps)
       reader[i].Unpack(at, &weights[i]);
       if (kb + 1 < blocks) reader[i].Load(at);
     }
+    // Products of one sum are kHalfAtOnce * kHalfPanels apart: an mma waits for the one before it.
 #pragma unroll
-    for (int tile = 0; tile < kHalfTiles; ++tile) {
-      const uint4 rows = stages.row[kb % kHalfStages][8 * tile + at.g][at.t];
-      const uint32_t b[2][2] = {{rows.x, rows.y}, {rows.z, rows.w}};
+    for (int first = 0; first < kHalfTiles; first += kHalfAtOnce) {
+      uint4 rows[kHalfAtOnce];
 #pragma unroll
-      for (int i = 0; i < kHalfPanels; ++i) {
+      for (int k = 0; k < kHalfAtOnce; ++k) {
+        rows[k] = stages.row[kb % kHalfStages][8 * (first + k) + at.g][at.t];
+      }
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          if constexpr (kType == DType::kBF16) {
-            MmaBf16(acc[i][tile], weights[i].a[h], b[h]);
-          } else {
-            MmaF16(acc[i][tile], weights[i].a[h], b[h]);
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int k = 0; k < kHalfAtOnce; ++k) {
+          const uint32_t b[2] = {h == 0 ? rows[k].x : rows[k].z, h == 0 ? rows[k].y : rows[k].w};
+#pragma unroll
+          for (int i = 0; i < kHalfPanels; ++i) {
+            if constexpr (kType == DType::kBF16) {
+              MmaBf16(acc[i][first + k], weights[i].a[h], b);
+            } else {
+              MmaF16(acc[i][first + k], weights[i].a[h], b);
+            }
           }
         }
       }
@@ -238,6 +245,51 @@ __global__ void __launch_bounds__(32 * kHalfWarps)
       }
     }
   }
+}
+
+// ---- Weights for a library's product
+
+inline constexpr int kUnpackWarps = 8;
+
+// Block (panel, runs of kUnpackWarps groups of 256 columns): the panel's rows as plain f16, times
+// kHalfWeightScale. Rows behind `rows` are not written.
+template <DType kType>
+__global__ void __launch_bounds__(32 * kUnpackWarps)
+    UnpackKernel(const uint8_t* weight, int lead, int cols, int64_t panel_bytes, int rows,
+                 uint16_t* out) {
+  GridWait();
+  const TileLane at = ThisTileLane();
+  const int group = blockIdx.y * kUnpackWarps + threadIdx.x / 32, end = lead + cols / 32;
+  int sub = max(8 * group, lead);
+  if (sub >= end) return;
+  const uint8_t* panel = weight + blockIdx.x * panel_bytes;
+  HalfReader<kType> reader(panel + Packed<kType>::UnitAt(group, lead), sub % 8, cols);
+  for (; sub < min(8 * group + 8, end); ++sub) {
+    HalfFragments weights;
+    reader.Load(at);
+    reader.Unpack(at, &weights);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = blockIdx.x * kPanelRows + 2 * at.g + r;
+      if (row >= rows) continue;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        *reinterpret_cast<uint2*>(out + int64_t{row} * cols + (sub - lead) * 32 + 16 * h +
+                                  4 * at.t) = {weights.a[h][r], weights.a[h][2 + r]};
+      }
+    }
+  }
+}
+
+template <DType kType>
+void LaunchUnpack(const PackedMatrix& w, int first_panel, int panels, uint16_t* out,
+                  Stream stream) {
+  const PackedShape& shape = w.shape;
+  const int groups = static_cast<int>((shape.lead + shape.cols / 32 + 7) / 8);
+  Launch(UnpackKernel<kType>, dim3(panels, (groups + kUnpackWarps - 1) / kUnpackWarps),
+         dim3(32 * kUnpackWarps), 0, stream, w.data + first_panel * shape.panel_bytes(), shape.lead,
+         static_cast<int>(shape.cols), shape.panel_bytes(),
+         static_cast<int>(shape.rows) - first_panel * kPanelRows, out);
 }
 
 template <DType kType>

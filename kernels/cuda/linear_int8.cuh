@@ -1,6 +1,14 @@
-// Decode: int8 rows times quantized panels. A block owns one panel, its warps split the columns,
-// and a tile of 8 rows costs a warp one int8 mma for each 32 columns. Sums within 32 columns are
-// exact integers, the rest is f32 in an order that depends on the weight's shape alone.
+// Decode: int8 rows times quantized panels. A block owns one panel, and its warps split the
+// columns, 256 at a time: a group. Two kernels give the same bits:
+//
+//   Int8RowKernel   one row. Column j of the mma's B holds the row's columns 32 j .. 32 j + 31 of
+//                   the group and zeros elsewhere, so eight mma leave the eight blocks' sums beside
+//                   each other, and scales meet them once for each group.
+//   Int8Kernel      tiles of eight rows: an mma for each tile and 32 columns.
+//
+// Sums within 32 columns are exact integers. The rest is f32 in an order that depends on the
+// weight's shape alone: blocks 0 and 1, 2 and 3 of each half group are added as pairs, the pairs to
+// each other, these to the sum of all first or of all second halves; then both, then the warps.
 #pragma once
 
 #include "kernels/cuda/packed_formats.cuh"
@@ -9,17 +17,212 @@
 namespace shoal::cuda {
 
 inline constexpr int kInt8Warps = 8;
-inline constexpr int kInt8Step = 4;  // column blocks that a warp loads at once
-
-// Blocks that shall fit on an SM. Two keep 128 registers for a thread; where that spills, the
-// compiler is left alone.
-template <DType kType, int kTiles>
-inline constexpr int kInt8Blocks = kTiles == 1 && kType != DType::kQ6_K ? 2 : 1;
+inline constexpr int kGroupSubs = 8;  // blocks of 32 columns in a group
+inline constexpr int kHalfSubs = 4;   // that a warp loads at once
 
 // Integer sums start at these bits of a float, 1.5 * 2^23: as a float the sum then is that plus the
 // integer (below 2^22), and subtracting converts it in one instruction at full rate.
 inline constexpr int kMagicBits = 0x4B400000;
 inline constexpr float kMagic = 12582912.0f;
+
+// The columns of a panel in groups.
+template <DType kType>
+struct GroupReader {
+  using Format = Packed<kType>;
+  using Raw = typename Format::Raw;
+  const uint8_t* panel;
+  int lead, end;  // blocks lead .. end - 1, counted from the first group's start, are held
+
+  __device__ __forceinline__ int Groups() const { return (end + kGroupSubs - 1) / kGroupSubs; }
+  __device__ __forceinline__ bool Holds(int sub) const { return sub >= lead && sub < end; }
+  __device__ __forceinline__ int Held(int sub) const { return max(lead, min(sub, end - 1)); }
+  __device__ __forceinline__ const uint8_t* Unit(int group) const {
+    return panel + Format::UnitAt(group, lead);
+  }
+  // Block `sub` of the panel, or the nearest one held.
+  __device__ __forceinline__ const uint8_t* Sub(int group, const uint8_t* unit, int sub) const {
+    const int first = group == 0 ? lead : kGroupSubs * group;
+    return unit + Format::SubAt(max(Held(sub) - first, 0));
+  }
+  // Planes (and scales with kScales) of blocks kHalfSubs * half .. of a group.
+  template <bool kScales>
+  __device__ __forceinline__ void Load(int group, int half, const TileLane& at,
+                                       Raw raw[kHalfSubs]) const {
+    const uint8_t* unit = Unit(group);
+    const int first = kGroupSubs * group + kHalfSubs * half;
+    const uint8_t* p[kHalfSubs];
+    if (kGroupSubs * group >= lead && first + kHalfSubs <= end) {
+      unit += Format::SubAt(kHalfSubs * half);
+#pragma unroll
+      for (int k = 0; k < kHalfSubs; ++k) p[k] = unit + (Format::SubAt(k) - Format::SubAt(0));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kHalfSubs; ++k) p[k] = Sub(group, unit, first + k);
+    }
+#pragma unroll
+    for (int k = 0; k < kHalfSubs; ++k) {
+      Format::LoadPlanes(p[k], at, &raw[k]);
+      if constexpr (kScales) Format::LoadScales(p[k], at, &raw[k]);
+    }
+  }
+};
+
+// carry + the block's share of an output: r is 0 or 1 of the lane's panel rows, dot its sums (of
+// both halves of the columns where the type has two scales), `scale` and `sums` the row's. Every
+// rounding is written out, so that both kernels make the same ones.
+template <DType kType>
+__device__ __forceinline__ float AddTerm(const TileScales& w, int r, const float dot[2],
+                                         float scale, const float2& sums, float carry) {
+  using Format = Packed<kType>;
+  float v = __fmul_rn(w.scale[r][0], dot[0]);
+  if constexpr (Format::kHalves) v = __fmaf_rn(w.scale[r][1], dot[1], v);
+  if constexpr (Format::kBias && Format::kHalves) {
+    carry = __fmaf_rn(w.bias[r][0], sums.x, carry);
+    carry = __fmaf_rn(w.bias[r][1], sums.y, carry);
+  } else if constexpr (Format::kBias) {
+    carry = __fmaf_rn(w.bias[r][0], __fadd_rn(sums.x, sums.y), carry);
+  }
+  return __fmaf_rn(scale, v, carry);
+}
+
+// The outputs of a block from what its warps hold: kCols sums of each warp for every panel row.
+template <int kCols>
+using WarpSums = float[kInt8Warps][kCols][kPanelRows];
+template <int kCols>
+__device__ __forceinline__ void StoreSums(const WarpSums<kCols>& sums, const Product& p,
+                                          const ProductOutput& o, const BlockRows& block,
+                                          int panel) {
+  __syncthreads();
+  for (int i = threadIdx.x; i < block.count * kPanelRows; i += 32 * kInt8Warps) {
+    const int row = i / kPanelRows, lane = i % kPanelRows;
+    float v = 0;
+#pragma unroll
+    for (int w = 0; w < kInt8Warps; ++w) v += sums[w][row][lane];
+    StoreOutput(o, RowOf(p.rows, block, row).output, panel * kPanelRows + lane, v);
+  }
+}
+
+// ---- One row
+
+// Blocks that shall fit on an SM: what leaves the planes of two half groups in registers.
+template <DType kType>
+inline constexpr int kInt8RowBlocks = kType == DType::kQ4_0    ? 4
+                                      : Packed<kType>::kHalves ? 2
+                                                               : 3;
+
+// Multiplies half a group: the sums of its blocks go to the columns of c that are theirs. `b`: the
+// lane's bytes of the block whose number in the group is its g.
+template <DType kType>
+__device__ __forceinline__ void MultiplyHalf(const typename Packed<kType>::Raw raw[kHalfSubs],
+                                             int half, const TileLane& at, const uint2& b,
+                                             int c[2][4]) {
+  using Format = Packed<kType>;
+#pragma unroll
+  for (int k = 0; k < kHalfSubs; ++k) {
+    uint32_t level[4];
+    Format::Levels(raw[k], at, level);
+    const bool mine = at.g == kHalfSubs * half + k;
+    const uint32_t fragment[2] = {mine ? b.x : 0, mine ? b.y : 0};
+    if constexpr (Format::kHalves) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) MmaS8K16(c[h], level + 2 * h, fragment[h]);
+    } else {
+      MmaS8K32(c[0], level, fragment);
+    }
+  }
+}
+
+// What a lane needs of the row and of the scales for one group.
+template <DType kType>
+struct GroupScales {
+  typename Packed<kType>::Head head;
+  typename Packed<kType>::Raw raw[2];  // of types without super-blocks: blocks 2 t and 2 t + 1
+  uint2 b;
+  float scale[2];
+  float2 sums[2];
+};
+
+template <DType kType>
+__device__ __forceinline__ GroupScales<kType> LoadGroup(const GroupReader<kType>& reader, int group,
+                                                        const TileLane& at, const Int8Rows& a,
+                                                        int row) {
+  using Format = Packed<kType>;
+  GroupScales<kType> s = {};
+  const uint8_t* unit = reader.Unit(group);
+  s.head = Format::LoadHead(unit, at);
+  const int first = kGroupSubs * group;
+  const auto act = [&](int sub) { return (reader.Held(sub) - reader.lead) * a.row_stride + row; };
+  if (reader.Holds(first + at.g)) {
+    s.b = *reinterpret_cast<const uint2*>(a.q + act(first + at.g) * 32 + 8 * at.t);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int sub = first + 2 * at.t + i;
+    Format::LoadScales(reader.Sub(group, unit, sub), at, &s.raw[i]);
+    s.scale[i] = a.scale[act(sub)];
+    if constexpr (Format::kBias) {
+      s.sums[i] = *reinterpret_cast<const float2*>(a.half_sums + 2 * act(sub));
+      if (!reader.Holds(sub)) s.sums[i] = {0, 0};
+    }
+  }
+  return s;
+}
+
+template <DType kType>
+__global__ void __launch_bounds__(32 * kInt8Warps, kInt8RowBlocks<kType>)
+    Int8RowKernel(const __grid_constant__ Product p, const Int8Rows a) {
+  using Format = Packed<kType>;
+  const BlockRows block = {0, static_cast<int>(blockIdx.x), 1};
+  int panel = blockIdx.y;
+  const ProductOutput& o = p.outputs[OutputOfPanel(p, &panel)];
+  const TileLane at = ThisTileLane();
+  const GroupReader<kType> reader = {o.weight + panel * p.panel_bytes, p.lead,
+                                     p.lead + p.cols / 32};
+  const int warp = threadIdx.x / 32, groups = reader.Groups();
+  const int begin = groups * warp / kInt8Warps, end = groups * (warp + 1) / kInt8Warps;
+  float acc[2] = {};  // of the lane's panel rows; lanes 0, 1 of a g: first halves, 2, 3: second
+  typename Format::Raw first[kHalfSubs] = {}, second[kHalfSubs] = {};
+  if (begin < end) reader.template Load<false>(begin, 0, at, first);
+  GridWait();  // weights do not depend on the kernels before
+  for (int group = begin; group < end; ++group) {
+    reader.template Load<false>(group, 1, at, second);
+    const GroupScales<kType> s = LoadGroup<kType>(reader, group, at, a, block.begin);
+    int c[2][4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) c[i / 4][i % 4] = kMagicBits;
+    MultiplyHalf<kType>(first, 0, at, s.b, c);
+    if (group + 1 < end) reader.template Load<false>(group + 1, 0, at, first);
+    MultiplyHalf<kType>(second, 1, at, s.b, c);
+    const TileScales w[2] = {Format::Scales(s.head, s.raw[0], 2 * at.t, at),
+                             Format::Scales(s.head, s.raw[1], 2 * at.t + 1, at)};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float pair = 0;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float dot[2] = {__int_as_float(c[0][2 * r + i]) - kMagic,
+                              __int_as_float(c[1][2 * r + i]) - kMagic};
+        pair = AddTerm<kType>(w[i], r, dot, s.scale[i], s.sums[i], pair);
+      }
+      const float half = __fadd_rn(pair, __shfl_xor_sync(0xFFFFFFFFu, pair, 1));
+      acc[r] = __fadd_rn(acc[r], half);
+    }
+  }
+  auto& sums = StaticShared<WarpSums<1>>();
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float v = __fadd_rn(acc[r], __shfl_xor_sync(0xFFFFFFFFu, acc[r], 2));
+    if (at.t == 0) sums[warp][0][2 * at.g + r] = v;
+  }
+  StoreSums<1>(sums, p, o, block, panel);
+}
+
+// ---- Tiles of eight rows
+
+// Two blocks on an SM keep 128 registers for a thread; where that spills, the compiler is left
+// alone.
+template <DType kType, int kTiles>
+inline constexpr int kInt8Blocks = kTiles == 1 && !Packed<kType>::kHalves ? 2 : 1;
 
 // A lane's share of the int8 rows: for tile i the operand row of its B column g, and those of its C
 // columns 2 t and 2 t + 1.
@@ -28,100 +231,71 @@ struct TileRows {
   int b[kTiles], c[kTiles][2];
 };
 
-// 32 columns of a panel, as loaded.
-template <DType kType>
-struct Int8Steps {
-  typename Packed<kType>::Raw raw[kInt8Step];
-};
-
-// Adds column block kb. valid: false at a slice's edges, where the block stands in for one not
-// held.
-template <DType kType, int kTiles>
-__device__ __forceinline__ void AddBlock(const typename Packed<kType>::Head& head,
-                                         const typename Packed<kType>::Raw& raw, int s, bool valid,
-                                         int64_t kb, const TileLane& at, const Int8Rows& a,
-                                         const TileRows<kTiles>& rows, int count,
-                                         float acc[kTiles][4]) {
+// Adds half a group's sums to acc: blocks 8 group + 4 kHalf .. of the panel.
+template <DType kType, int kTiles, int kHalf>
+__device__ __forceinline__ void AddHalf(const GroupReader<kType>& reader,
+                                        const typename Packed<kType>::Head& head,
+                                        const typename Packed<kType>::Raw raw[kHalfSubs], int group,
+                                        const TileLane& at, const Int8Rows& a,
+                                        const TileRows<kTiles>& rows, int count,
+                                        float acc[kTiles][4]) {
   using Format = Packed<kType>;
-  uint32_t level[4];
-  Format::Levels(raw, at, level);
-  TileScales w = Format::Scales(head, raw, s, at);
+  uint32_t level[kHalfSubs][4];
+  TileScales w[kHalfSubs];
+  int64_t base[kHalfSubs];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (!valid) w.scale[i / 2][i % 2] = w.bias[i / 2][i % 2] = 0;
+  for (int k = 0; k < kHalfSubs; ++k) {
+    const int sub = kGroupSubs * group + kHalfSubs * kHalf + k;
+    Format::Levels(raw[k], at, level[k]);
+    w[k] = Format::Scales(head, raw[k], kHalfSubs * kHalf + k, at);
+    if (!reader.Holds(sub)) w[k] = {};
+    base[k] = (reader.Held(sub) - reader.lead) * a.row_stride;
   }
-  const int64_t base = kb * a.row_stride;
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
     if (kTiles > 1 && 8 * tile >= count) break;
-    const uint2 b = *reinterpret_cast<const uint2*>(a.q + (base + rows.b[tile]) * 32 + 8 * at.t);
-    const uint32_t fragment[2] = {b.x, b.y};
-    float dot[2][4];
-    if constexpr (Format::kHalves) {
+    float part[kHalfSubs / 2][4] = {};
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        int c[4] = {kMagicBits, kMagicBits, kMagicBits, kMagicBits};
-        MmaS8K16(c, level + 2 * h, fragment[h]);
-        for (int i = 0; i < 4; ++i) dot[h][i] = __int_as_float(c[i]) - kMagic;
+    for (int k = 0; k < kHalfSubs; ++k) {
+      const uint2 b =
+          *reinterpret_cast<const uint2*>(a.q + (base[k] + rows.b[tile]) * 32 + 8 * at.t);
+      const uint32_t fragment[2] = {b.x, b.y};
+      int c[2][4];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) c[i / 4][i % 4] = kMagicBits;
+      if constexpr (Format::kHalves) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) MmaS8K16(c[h], level[k] + 2 * h, fragment[h]);
+      } else {
+        MmaS8K32(c[0], level[k], fragment);
       }
-    } else {
-      int c[4] = {kMagicBits, kMagicBits, kMagicBits, kMagicBits};
-      MmaS8K32(c, level, fragment);
-      for (int i = 0; i < 4; ++i) dot[0][i] = __int_as_float(c[i]) - kMagic;
-    }
 #pragma unroll
-    for (int col = 0; col < 2; ++col) {
-      const int64_t row = base + rows.c[tile][col];
-      const float scale = a.scale[row];
-      float2 sums = {0, 0};
-      if constexpr (Format::kBias) sums = *reinterpret_cast<const float2*>(a.half_sums + 2 * row);
+      for (int col = 0; col < 2; ++col) {
+        const int64_t row = base[k] + rows.c[tile][col];
+        const float scale = a.scale[row];
+        float2 sums = {0, 0};
+        if constexpr (Format::kBias) sums = *reinterpret_cast<const float2*>(a.half_sums + 2 * row);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int i = 2 * r + col;
-        if constexpr (Format::kHalves) {
-          acc[tile][i] += scale * (w.scale[r][0] * dot[0][i] + w.scale[r][1] * dot[1][i]);
-          if constexpr (Format::kBias) {
-            acc[tile][i] += w.bias[r][0] * sums.x + w.bias[r][1] * sums.y;
-          }
-        } else {
-          acc[tile][i] += scale * (w.scale[r][0] * dot[0][i]);
-          if constexpr (Format::kBias) acc[tile][i] += w.bias[r][0] * (sums.x + sums.y);
+        for (int r = 0; r < 2; ++r) {
+          const int i = 2 * r + col;
+          const float dot[2] = {__int_as_float(c[0][i]) - kMagic, __int_as_float(c[1][i]) - kMagic};
+          part[k / 2][i] = AddTerm<kType>(w[k], r, dot, scale, sums, part[k / 2][i]);
         }
       }
     }
-  }
-}
-
-// The columns of a panel in steps of kInt8Step blocks, two to a super-block (or to eight blocks).
-template <DType kType>
-struct StepReader {
-  using Format = Packed<kType>;
-  const uint8_t* panel;
-  int lead,
-      end;  // sub-blocks lead .. end - 1, counted from the first super-block's start, are held
-
-  __device__ __forceinline__ int Held(int sub) const { return max(lead, min(sub, end - 1)); }
-  __device__ __forceinline__ const uint8_t* Unit(int step) const {
-    return panel + Format::UnitAt(step / 2, lead);
-  }
-  __device__ __forceinline__ void Load(int step, const TileLane& at, Int8Steps<kType>* out) const {
-    const uint8_t* unit = Unit(step);
-    const int first = step < 2 ? lead : 8 * (step / 2);
 #pragma unroll
-    for (int k = 0; k < kInt8Step; ++k) {
-      const int sub = Held(kInt8Step * step + k);
-      out->raw[k] = Format::LoadRaw(unit + Format::SubAt(max(sub - first, 0)), at);
+    for (int i = 0; i < 4; ++i) {
+      acc[tile][i] = __fadd_rn(acc[tile][i], __fadd_rn(part[0][i], part[1][i]));
     }
   }
-  __device__ __forceinline__ typename Format::Head LoadHead(int step, const TileLane& at) const {
-    return Format::LoadHead(Unit(step), at);
-  }
-};
+}
 
 // Block (rows, panel): blocks that run at the same time share the panel in the L2 cache.
 template <DType kType, int kTiles>
 __global__ void __launch_bounds__(32 * kInt8Warps, kInt8Blocks<kType, kTiles>)
     Int8Kernel(const __grid_constant__ Product p, const Int8Rows a) {
+  using Format = Packed<kType>;
+  GridWait();  // groups of experts come from a kernel too
   const BlockRows block = RowsOfBlock(p.rows, blockIdx.x, 8 * kTiles);
   if (block.count <= 0) return;
   int panel = blockIdx.y;
@@ -133,46 +307,36 @@ __global__ void __launch_bounds__(32 * kInt8Warps, kInt8Blocks<kType, kTiles>)
     rows.b[i] = RowOf(p.rows, block, 8 * i + at.g).operand;
     for (int c = 0; c < 2; ++c) rows.c[i][c] = RowOf(p.rows, block, 8 * i + 2 * at.t + c).operand;
   }
-
-  const StepReader<kType> reader = {WeightOf(o, block.expert) + panel * p.panel_bytes, p.lead,
-                                    p.lead + p.cols / 32};
-  const int warp = threadIdx.x / 32;
-  const int steps = (reader.end + kInt8Step - 1) / kInt8Step;
-  const int begin = steps * warp / kInt8Warps, end = steps * (warp + 1) / kInt8Warps;
-  float acc[kTiles][4] = {};
+  const GroupReader<kType> reader = {WeightOf(o, block.expert) + panel * p.panel_bytes, p.lead,
+                                     p.lead + p.cols / 32};
+  const int warp = threadIdx.x / 32, groups = reader.Groups();
+  const int begin = groups * warp / kInt8Warps, end = groups * (warp + 1) / kInt8Warps;
+  float acc[2][kTiles][4] = {};  // of first halves and of second ones
   if (begin < end) {
-    Int8Steps<kType> now, next = {};
-    reader.Load(begin, at, &now);
-    typename Packed<kType>::Head head = reader.LoadHead(begin, at), next_head = head;
-    for (int step = begin; step < end; ++step) {
-      if (step + 1 < end) {  // the next step's bytes are under way while this one is multiplied
-        reader.Load(step + 1, at, &next);
-        if (step % 2 == 1) next_head = reader.LoadHead(step + 1, at);
+    typename Format::Raw first[kHalfSubs] = {}, second[kHalfSubs] = {};
+    reader.template Load<true>(begin, 0, at, first);
+    typename Format::Head next_head = Format::LoadHead(reader.Unit(begin), at);
+    for (int group = begin; group < end; ++group) {
+      reader.template Load<true>(group, 1, at, second);
+      const typename Format::Head head = next_head;
+      AddHalf<kType, kTiles, 0>(reader, head, first, group, at, a, rows, block.count, acc[0]);
+      if (group + 1 < end) {
+        reader.template Load<true>(group + 1, 0, at, first);
+        next_head = Format::LoadHead(reader.Unit(group + 1), at);
       }
-#pragma unroll
-      for (int k = 0; k < kInt8Step; ++k) {
-        const int sub = kInt8Step * step + k, held = reader.Held(sub);
-        AddBlock<kType, kTiles>(head, now.raw[k], sub % 8, sub == held, held - p.lead, at, a, rows,
-                                block.count, acc);
-      }
-      now = next;
-      head = next_head;
+      AddHalf<kType, kTiles, 1>(reader, head, second, group, at, a, rows, block.count, acc[1]);
     }
   }
-
-  auto& sums = StaticShared<float[kInt8Warps][8 * kTiles][kPanelRows]>();
+  auto& sums = StaticShared<WarpSums<8 * kTiles>>();
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
-    for (int i = 0; i < 4; ++i)
-      sums[warp][8 * tile + 2 * at.t + i % 2][2 * at.g + i / 2] = acc[tile][i];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sums[warp][8 * tile + 2 * at.t + i % 2][2 * at.g + i / 2] =
+          __fadd_rn(acc[0][tile][i], acc[1][tile][i]);
+    }
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < block.count * kPanelRows; i += 32 * kInt8Warps) {
-    const int row = i / kPanelRows, lane = i % kPanelRows;
-    float v = 0;
-    for (int w = 0; w < kInt8Warps; ++w) v += sums[w][row][lane];
-    StoreOutput(o, RowOf(p.rows, block, row).output, panel * kPanelRows + lane, v);
-  }
+  StoreSums<8 * kTiles>(sums, p, o, block, panel);
 }
 
 template <DType kType>
@@ -180,11 +344,15 @@ void LaunchInt8(Product p, const Int8Rows& a, Stream stream) {
   const int panels = NumberPanels(&p);
   constexpr int kTiles = kInt8GroupRows / 8;
   // A group of an expert may have up to kInt8GroupRows rows.
-  const bool few = p.rows.groups == nullptr && p.rows.count <= 8;
+  const bool plain = p.rows.groups == nullptr;
+  const bool one = plain && p.rows.count == 1;
+  const bool few = plain && p.rows.count <= 8;
   const int blocks = RowBlocks(p.rows, few ? 8 : kInt8GroupRows);
   if (panels == 0 || blocks == 0) return;
-  Launch(few ? Int8Kernel<kType, 1> : Int8Kernel<kType, kTiles>, dim3(blocks, panels),
-         dim3(32 * kInt8Warps), 0, stream, p, a);
+  const auto kernel = one   ? Int8RowKernel<kType>
+                      : few ? Int8Kernel<kType, 1>
+                            : Int8Kernel<kType, kTiles>;
+  Launch(kernel, dim3(blocks, panels), dim3(32 * kInt8Warps), 0, stream, p, a);
 }
 
 }  // namespace shoal::cuda

@@ -49,12 +49,27 @@ struct HalfRows {
 };
 void HalveRows(const InputRows& in, bool bf16, const HalfRows& out, Stream stream);
 
+// Rows as plain f16, [rows, cols], with one scale for all of them. extremes: [rows] of workspace.
+struct PlainHalves {
+  uint16_t* data = nullptr;
+  float* factor = nullptr;  // [1]: value = factor * kHalfWeightScale * data
+};
+void HalveAll(const InputRows& in, float* extremes, const PlainHalves& out, Stream stream);
+
 // Rows as they are, f32, [rows, stride], zeros up to a multiple of 4 columns.
 struct FloatRows {
   float* data = nullptr;
   int64_t stride = 0;  // a multiple of 4
 };
 void CopyRows(const InputRows& in, const FloatRows& out, Stream stream);
+
+// Weights are multiplied with this on their way to f16: they are small, and f16 loses bits below
+// 2^-14.
+inline constexpr float kHalfWeightScale = 16;
+
+// Panels first .. first + panels - 1 of quantized weights as plain f16 times kHalfWeightScale,
+// [rows, cols].
+void UnpackHalves(const PackedMatrix& w, int first, int panels, uint16_t* out, Stream stream);
 
 // ---- Products
 

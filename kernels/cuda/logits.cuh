@@ -69,6 +69,7 @@ struct LogitsParams {
 
 // Grid: chunks, rows.
 static __global__ void __launch_bounds__(kChunkThreads) ReduceChunk(LogitsParams p) {
+  GridWait();
   const int first = static_cast<int>(blockIdx.x) * kLogitChunk;
   const int count = min(p.vocab - first, kLogitChunk);
   const float* logits = p.logits + blockIdx.y * p.stride + first;
@@ -100,6 +101,7 @@ static __global__ void __launch_bounds__(kChunkThreads) ReduceChunk(LogitsParams
 
 // Grid: rows.
 static __global__ void __launch_bounds__(kChunkThreads) MergeChunks(LogitsParams p, int chunks) {
+  GridWait();
   const int64_t row = blockIdx.x;
   const ChunkSum* sums = p.chunk_sums + row * chunks;
   if (threadIdx.x == 0) {

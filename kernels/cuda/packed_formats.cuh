@@ -104,7 +104,15 @@ struct Packed {
   }
 
   static __device__ __forceinline__ Head LoadHead(const uint8_t* p, const TileLane& at);
-  static __device__ __forceinline__ Raw LoadRaw(const uint8_t* p, const TileLane& at);
+  // Of the sub-block at p: its planes, and with them the scales of a type without super-blocks.
+  static __device__ __forceinline__ Raw LoadRaw(const uint8_t* p, const TileLane& at) {
+    Raw raw = {};
+    LoadPlanes(p, at, &raw);
+    LoadScales(p, at, &raw);
+    return raw;
+  }
+  static __device__ __forceinline__ void LoadPlanes(const uint8_t* p, const TileLane& at, Raw* raw);
+  static __device__ __forceinline__ void LoadScales(const uint8_t* p, const TileLane& at, Raw* raw);
   // level[2 h + r]: four columns of half h of row 2 g + r, as signed bytes times kLevelFactor.
   static __device__ __forceinline__ void Levels(const Raw& raw, const TileLane& at,
                                                 uint32_t level[4]);
@@ -144,36 +152,38 @@ __device__ __forceinline__ typename Packed<kType>::Head Packed<kType>::LoadHead(
 }
 
 template <DType kType>
-__device__ __forceinline__ typename Packed<kType>::Raw Packed<kType>::LoadRaw(const uint8_t* p,
-                                                                              const TileLane& at) {
-  Raw raw = {};
-  if constexpr (!kSuper) {
-    if constexpr (kInfo.e) {
-      raw.d = LoadStream<uint16_t>(p + 2 * at.g);
-    } else {
-      raw.d = LoadStream<uint32_t>(p + 4 * at.g);
-      if constexpr (kInfo.m) raw.m = LoadStream<uint32_t>(p + 32 + 4 * at.g);
-    }
-    p += kHeaderBytes;
+__device__ __forceinline__ void Packed<kType>::LoadScales(const uint8_t* p, const TileLane& at,
+                                                          Raw* raw) {
+  if constexpr (kSuper) return;
+  if constexpr (kInfo.e) {
+    raw->d = LoadStream<uint16_t>(p + 2 * at.g);
+  } else {
+    raw->d = LoadStream<uint32_t>(p + 4 * at.g);
+    if constexpr (kInfo.m) raw->m = LoadStream<uint32_t>(p + 32 + 4 * at.g);
   }
+}
+
+template <DType kType>
+__device__ __forceinline__ void Packed<kType>::LoadPlanes(const uint8_t* p, const TileLane& at,
+                                                          Raw* raw) {
+  if constexpr (!kSuper) p += kHeaderBytes;
   if constexpr (kInfo.nib) {
-    raw.nib = LoadStream<uint2>(p + 64 * at.t + 8 * at.g);
+    raw->nib = LoadStream<uint2>(p + 64 * at.t + 8 * at.g);
     p += 256;
   }
   if constexpr (kInfo.two) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) raw.two[h] = LoadStream<uint2>(p + 64 * h + 8 * at.g);
+    for (int h = 0; h < 2; ++h) raw->two[h] = LoadStream<uint2>(p + 64 * h + 8 * at.g);
     p += 128;
   }
   if constexpr (kInfo.hi) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) raw.hi[h] = LoadStream<uint8_t>(p + 8 * (at.t + 4 * h) + at.g);
+    for (int h = 0; h < 2; ++h) raw->hi[h] = LoadStream<uint8_t>(p + 8 * (at.t + 4 * h) + at.g);
   }
   if constexpr (kInfo.i8) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) raw.i8[h] = LoadStream<uint2>(p + 64 * (at.t + 4 * h) + 8 * at.g);
+    for (int h = 0; h < 2; ++h) raw->i8[h] = LoadStream<uint2>(p + 64 * (at.t + 4 * h) + 8 * at.g);
   }
-  return raw;
 }
 
 template <DType kType>
@@ -251,7 +261,10 @@ __device__ __forceinline__ TileScales Packed<kType>::Scales(const Head& head, co
   if constexpr (kType == DType::kIQ4_XS) {
     word = __shfl_sync(0xFFFFFFFFu, head.first, from + s / 2) >> (4 * (s % 2));
   } else {
-    word = __shfl_sync(0xFFFFFFFFu, s < 4 ? head.first : head.second, from + s % 4);
+    // s may differ from lane to lane.
+    const uint32_t low = __shfl_sync(0xFFFFFFFFu, head.first, from + s % 4);
+    const uint32_t high = __shfl_sync(0xFFFFFFFFu, head.second, from + s % 4);
+    word = s < 4 ? low : high;
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {

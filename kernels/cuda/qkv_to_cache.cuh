@@ -114,6 +114,7 @@ struct Q8Writer {
 // Grid: rows, then heads of q, k and v by fours.
 template <typename Writer>
 __global__ void __launch_bounds__(32 * kCacheWarps) WriteQkv(CacheParams p) {
+  GridWait();
   const int row = static_cast<int>(blockIdx.x);
   const RowPlace place = p.rows[row];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
