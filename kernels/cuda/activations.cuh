@@ -1,5 +1,5 @@
-// Rows of activations become operands of products; the norm or SwiGLU before a linear layer is done
-// on the way.
+// Rows of activations become operands of products; the norm or SwiGLU before a
+// linear layer is done on the way.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -15,7 +15,8 @@ inline constexpr int kRowWarps = kRowThreads / 32;
 inline constexpr int kRowStep = 4 * kRowThreads;  // columns that a block takes at once
 inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-// The sum, or the maximum, over the block: the same in every thread and in one order.
+// The sum, or the maximum, over the block: the same in every thread and in one
+// order.
 template <bool kMax>
 __device__ inline float BlockReduce(float v) {
   auto& warps = StaticShared<float[kRowWarps]>();
@@ -48,15 +49,22 @@ struct RowReader {
   const float *x, *up;
   float factor = 1;  // of the norm, without the weight
 
+  static constexpr int kAhead = 8;
+
   __device__ RowReader(const InputRows& input, int row)
       : in(input),
         x(input.x + row * input.stride),
         up(input.up != nullptr ? input.up + row * input.stride : nullptr) {
     if (in.kind != InputRows::Kind::kRmsNorm) return;
     float sum = 0;
-    for (int col = 4 * threadIdx.x; col < in.cols; col += kRowStep) {
-      const float4 v = LoadColumns(x, col, in.cols);
-      sum += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    for (int first = 4 * threadIdx.x; first < in.cols; first += kAhead * kRowStep) {
+      float4 v[kAhead];  // all of them under way at once
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) v[i] = LoadColumns(x, first + i * kRowStep, in.cols);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        sum += (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
+      }
     }
     factor = 1 / sqrtf(BlockReduce<false>(sum) / static_cast<float>(in.cols) + in.eps);
   }
@@ -82,8 +90,8 @@ __device__ __forceinline__ uint32_t PackBytes(int a, int b, int c, int d) {
   return (a & 0xFF) | (b & 0xFF) << 8 | (c & 0xFF) << 16 | static_cast<uint32_t>(d) << 24;
 }
 
-// Block (row, run of kRowStep columns); 8 lanes make one column block. Blocks that share a row each
-// add up its squares: cheaper than a second launch.
+// Block (row, run of kRowStep columns); 8 lanes make one column block. Blocks
+// that share a row each add up its squares: cheaper than a second launch.
 __global__ void __launch_bounds__(kRowThreads) QuantizeRowsKernel(InputRows in, Int8Rows out) {
   GridWait();
   const int row = blockIdx.x;
@@ -121,7 +129,8 @@ __device__ __forceinline__ uint32_t PackHalves(float a, float b) {
   }
 }
 
-// The scale, a power of two, that brings values of up to `extreme` to [512, 1024).
+// The scale, a power of two, that brings values of up to `extreme` to [512,
+// 1024).
 struct PowerOfTwo {
   float scale = 1, inverse = 1;
 };

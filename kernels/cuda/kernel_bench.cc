@@ -58,7 +58,8 @@ class Timer {
   }
   cudaStream_t stream() const { return stream_.get(); }
 
-  // The least of three averages over about `seconds` of calls, one after the other.
+  // The least of three averages over about `seconds` of calls, one after the
+  // other.
   absl::StatusOr<double> Seconds(double seconds, const Fn& fn) const {
     fn();
     SHOAL_ASSIGN_OR_RETURN(const double once, Once(1, fn));
@@ -71,7 +72,8 @@ class Timer {
     return best;
   }
 
-  // The same of what `fn` enqueues, as a graph: without the host's share of a launch.
+  // The same of what `fn` enqueues, as a graph: without the host's share of a
+  // launch.
   absl::StatusOr<double> SecondsAsGraph(double seconds, const Fn& fn) const {
     SHOAL_RETURN_IF_ERROR(ToStatus(
         cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal), "beginning a graph"));
@@ -104,7 +106,8 @@ class Timer {
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
-// Bytes whose f16 and f32 readings are small normal numbers, as the CPU's bench has them.
+// Bytes whose f16 and f32 readings are small normal numbers, as the CPU's bench
+// has them.
 absl::Status FillWeights(uint8_t* device, int64_t bytes) {
   constexpr int64_t kPattern = int64_t{8} << 20;
   std::vector<uint32_t> pattern(kPattern / 4);
@@ -165,7 +168,8 @@ class Bench {
   absl::Status MeasureAttention(const LayerShape& layer, KvType kv, int sequences, int pos,
                                 int rows);
 
-  // A matrix of the pool; each call takes the bytes behind those of the one before.
+  // A matrix of the pool; each call takes the bytes behind those of the one
+  // before.
   PackedMatrix Next(DType type, int rows, int cols) {
     PackedMatrix w;
     w.shape = MakePackedShape(type, rows, 0, cols);
@@ -175,7 +179,8 @@ class Bench {
     at_ += bytes;
     return w;
   }
-  // out [rows of w, batch] = w * in [cols, batch]; how often it takes to leave the cache.
+  // out [rows of w, batch] = w * in [cols, batch]; how often it takes to leave
+  // the cache.
   void Multiply(const LinearInput& in, RowCount rows, absl::Span<const PackedMatrix> weights,
                 float* out) {
     std::vector<LinearOutput> outputs;
@@ -360,11 +365,21 @@ absl::Status Bench::MeasureDecode(const LayerShape& l, DType type) {
 
 absl::Status Bench::MeasurePrefill(const LayerShape& l, DType type) {
   const int rows = options_.prefill_rows;
-  SHOAL_ASSIGN_OR_RETURN(const double s, timer_.Seconds(options_.seconds, [&] {
-    Layer(l, type, {0, rows});
-  }));
-  AddProduct(absl::StrCat("prefill, a layer of ", l.name, " ", Info(type).name), rows, s,
-             2 * Weights(l) * rows);
+  const auto layer = [&] { Layer(l, type, {0, rows}); };
+  const std::string name = absl::StrCat("prefill, a layer of ", l.name, " ", Info(type).name);
+  const double operations = 2 * Weights(l) * rows;
+  if (cublas_ != nullptr) {
+    SHOAL_ASSIGN_OR_RETURN(const double s, timer_.Seconds(options_.seconds, layer));
+    SHOAL_RETURN_IF_ERROR(cublas_->status());
+    AddProduct(name + ", cuBLAS", rows, s, operations);
+  }
+  LinearEngine own(major_ >= 8);
+  own.SetWorkspace(limits_, workspace_.data());
+  std::swap(own, linear_);
+  const absl::StatusOr<double> tiles = timer_.Seconds(options_.seconds, layer);
+  std::swap(own, linear_);
+  SHOAL_RETURN_IF_ERROR(tiles.status());
+  AddProduct(name + ", own tiles", rows, *tiles, operations);
   return absl::OkStatus();
 }
 
@@ -455,13 +470,15 @@ absl::StatusOr<double> MeasureReadBandwidth(int64_t bytes) {
 std::string FormatKernelReport(const KernelReport& report) {
   const ChipLimits& l = report.limits;
   std::string s = fmt::format(
-      "{}, {} multiprocessors: reads {:.0f} GB/s; f16 products {:.0f} TFLOP/s by mma.sync, {}; "
+      "{}, {} multiprocessors: reads {:.0f} GB/s; f16 products {:.0f} TFLOP/s "
+      "by mma.sync, {}; "
       "pinned memory to the GPU {:.1f} GB/s; a launch {:.2f} us\n\n",
       l.name, l.multiprocessors, l.read_gbps, l.mma_tflops,
       l.gemm_tflops > 0 ? fmt::format("{:.0f} by cuBLAS", l.gemm_tflops)
                         : std::string("cuBLAS is not installed"),
       l.pinned_gbps, l.launch_us);
-  s += "| what | rows | us | GB/s | TFLOP/s | share of limit |\n|---|---|---|---|---|---|\n";
+  s += "| what | rows | us | GB/s | TFLOP/s | share of limit "
+       "|\n|---|---|---|---|---|---|\n";
   for (const KernelResult& r : report.results) {
     s += fmt::format("| {} | {} | {:.1f} | {} | {} | {:.0f} % |\n", r.what, r.rows, r.seconds * 1e6,
                      r.gbps > 0 ? fmt::format("{:.0f}", r.gbps) : "",

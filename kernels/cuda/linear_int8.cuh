@@ -1,14 +1,18 @@
-// Decode: int8 rows times quantized panels. A block owns one panel, and its warps split the
-// columns, 256 at a time: a group. Two kernels give the same bits:
+// Decode: int8 rows times quantized panels. A block owns one panel, and its
+// warps split the columns, 256 at a time: a group. Two kernels give the same
+// bits:
 //
-//   Int8RowKernel   one row. Column j of the mma's B holds the row's columns 32 j .. 32 j + 31 of
-//                   the group and zeros elsewhere, so eight mma leave the eight blocks' sums beside
-//                   each other, and scales meet them once for each group.
+//   Int8RowKernel   one row. Column j of the mma's B holds the row's columns 32
+//   j .. 32 j + 31 of
+//                   the group and zeros elsewhere, so eight mma leave the eight
+//                   blocks' sums beside each other, and scales meet them once
+//                   for each group.
 //   Int8Kernel      tiles of eight rows: an mma for each tile and 32 columns.
 //
-// Sums within 32 columns are exact integers. The rest is f32 in an order that depends on the
-// weight's shape alone: blocks 0 and 1, 2 and 3 of each half group are added as pairs, the pairs to
-// each other, these to the sum of all first or of all second halves; then both, then the warps.
+// Sums within 32 columns are exact integers. The rest is f32 in an order that
+// depends on the weight's shape alone: blocks 0 and 1, 2 and 3 of each half
+// group are added as pairs, the pairs to each other, these to the sum of all
+// first or of all second halves; then both, then the warps.
 #pragma once
 
 #include "kernels/cuda/packed_formats.cuh"
@@ -20,8 +24,9 @@ inline constexpr int kInt8Warps = 8;
 inline constexpr int kGroupSubs = 8;  // blocks of 32 columns in a group
 inline constexpr int kHalfSubs = 4;   // that a warp loads at once
 
-// Integer sums start at these bits of a float, 1.5 * 2^23: as a float the sum then is that plus the
-// integer (below 2^22), and subtracting converts it in one instruction at full rate.
+// Integer sums start at these bits of a float, 1.5 * 2^23: as a float the sum
+// then is that plus the integer (below 2^22), and subtracting converts it in
+// one instruction at full rate.
 inline constexpr int kMagicBits = 0x4B400000;
 inline constexpr float kMagic = 12582912.0f;
 
@@ -31,7 +36,8 @@ struct GroupReader {
   using Format = Packed<kType>;
   using Raw = typename Format::Raw;
   const uint8_t* panel;
-  int lead, end;  // blocks lead .. end - 1, counted from the first group's start, are held
+  int lead, end;  // blocks lead .. end - 1, counted from the first group's
+                  // start, are held
 
   __device__ __forceinline__ int Groups() const { return (end + kGroupSubs - 1) / kGroupSubs; }
   __device__ __forceinline__ bool Holds(int sub) const { return sub >= lead && sub < end; }
@@ -67,9 +73,10 @@ struct GroupReader {
   }
 };
 
-// carry + the block's share of an output: r is 0 or 1 of the lane's panel rows, dot its sums (of
-// both halves of the columns where the type has two scales), `scale` and `sums` the row's. Every
-// rounding is written out, so that both kernels make the same ones.
+// carry + the block's share of an output: r is 0 or 1 of the lane's panel rows,
+// dot its sums (of both halves of the columns where the type has two scales),
+// `scale` and `sums` the row's. Every rounding is written out, so that both
+// kernels make the same ones.
 template <DType kType>
 __device__ __forceinline__ float AddTerm(const TileScales& w, int r, const float dot[2],
                                          float scale, const float2& sums, float carry) {
@@ -85,7 +92,8 @@ __device__ __forceinline__ float AddTerm(const TileScales& w, int r, const float
   return __fmaf_rn(scale, v, carry);
 }
 
-// The outputs of a block from what its warps hold: kCols sums of each warp for every panel row.
+// The outputs of a block from what its warps hold: kCols sums of each warp for
+// every panel row.
 template <int kCols>
 using WarpSums = float[kInt8Warps][kCols][kPanelRows];
 template <int kCols>
@@ -104,25 +112,76 @@ __device__ __forceinline__ void StoreSums(const WarpSums<kCols>& sums, const Pro
 
 // ---- One row
 
-// Blocks that shall fit on an SM: what leaves the planes of two half groups in registers.
+// Blocks that shall fit on an SM: what leaves two groups in registers.
 template <DType kType>
-inline constexpr int kInt8RowBlocks = kType == DType::kQ4_0    ? 4
-                                      : Packed<kType>::kHalves ? 2
-                                                               : 3;
+inline constexpr int kInt8RowBlocks = Packed<kType>::kHalves                               ? 1
+                                      : Packed<kType>::kInfo.hi || Packed<kType>::kInfo.i8 ? 2
+                                                                                           : 3;
 
-// Multiplies half a group: the sums of its blocks go to the columns of c that are theirs. `b`: the
-// lane's bytes of the block whose number in the group is its g.
+// A group as a lane of Int8RowKernel has it. While one is multiplied the next
+// is under way.
 template <DType kType>
-__device__ __forceinline__ void MultiplyHalf(const typename Packed<kType>::Raw raw[kHalfSubs],
-                                             int half, const TileLane& at, const uint2& b,
-                                             int c[2][4]) {
+struct RowGroupData {
+  typename Packed<kType>::Raw planes[2][kHalfSubs];
+  typename Packed<kType>::Head head;
+  typename Packed<kType>::Raw scales[2];  // of types without super-blocks: blocks 2 t and 2 t + 1
+  uint2 b;                                // of the row: the block whose number is g
+  float scale[2];                         // of the row: blocks 2 t and 2 t + 1
+  float2 sums[2];
+};
+
+template <DType kType>
+__device__ __forceinline__ void LoadWeights(const GroupReader<kType>& reader, int group,
+                                            const TileLane& at, RowGroupData<kType>* out) {
   using Format = Packed<kType>;
 #pragma unroll
-  for (int k = 0; k < kHalfSubs; ++k) {
+  for (int half = 0; half < 2; ++half) {
+    reader.template Load<false>(group, half, at, out->planes[half]);
+  }
+  const uint8_t* unit = reader.Unit(group);
+  out->head = Format::LoadHead(unit, at);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int sub = kGroupSubs * group + 2 * at.t + i;
+    Format::LoadScales(reader.Sub(group, unit, sub), at, &out->scales[i]);
+  }
+}
+
+template <DType kType>
+__device__ __forceinline__ void LoadRow(const GroupReader<kType>& reader, int group,
+                                        const TileLane& at, const Int8Rows& a, int row,
+                                        RowGroupData<kType>* out) {
+  const int first = kGroupSubs * group;
+  const auto act = [&](int sub) { return (reader.Held(sub) - reader.lead) * a.row_stride + row; };
+  out->b = make_uint2(0, 0);
+  if (reader.Holds(first + at.g)) {
+    out->b = *reinterpret_cast<const uint2*>(a.q + act(first + at.g) * 32 + 8 * at.t);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int sub = first + 2 * at.t + i;
+    out->scale[i] = a.scale[act(sub)];
+    if constexpr (Packed<kType>::kBias) {
+      out->sums[i] = *reinterpret_cast<const float2*>(a.half_sums + 2 * act(sub));
+      if (!reader.Holds(sub)) out->sums[i] = {0, 0};
+    }
+  }
+}
+
+// Adds the group to acc: lanes 0, 1 of a g have the sums of its first half, 2,
+// 3 of its second.
+template <DType kType>
+__device__ __forceinline__ void AddGroup(const RowGroupData<kType>& data, const TileLane& at,
+                                         float acc[2]) {
+  using Format = Packed<kType>;
+  int c[2][4];  // the sums of block j are column j
+#pragma unroll
+  for (int i = 0; i < 8; ++i) c[i / 4][i % 4] = kMagicBits;
+#pragma unroll
+  for (int j = 0; j < kGroupSubs; ++j) {
     uint32_t level[4];
-    Format::Levels(raw[k], at, level);
-    const bool mine = at.g == kHalfSubs * half + k;
-    const uint32_t fragment[2] = {mine ? b.x : 0, mine ? b.y : 0};
+    Format::Levels(data.planes[j / kHalfSubs][j % kHalfSubs], at, level);
+    const uint32_t fragment[2] = {at.g == j ? data.b.x : 0, at.g == j ? data.b.y : 0};
     if constexpr (Format::kHalves) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) MmaS8K16(c[h], level + 2 * h, fragment[h]);
@@ -130,48 +189,24 @@ __device__ __forceinline__ void MultiplyHalf(const typename Packed<kType>::Raw r
       MmaS8K32(c[0], level, fragment);
     }
   }
-}
-
-// What a lane needs of the row and of the scales for one group.
-template <DType kType>
-struct GroupScales {
-  typename Packed<kType>::Head head;
-  typename Packed<kType>::Raw raw[2];  // of types without super-blocks: blocks 2 t and 2 t + 1
-  uint2 b;
-  float scale[2];
-  float2 sums[2];
-};
-
-template <DType kType>
-__device__ __forceinline__ GroupScales<kType> LoadGroup(const GroupReader<kType>& reader, int group,
-                                                        const TileLane& at, const Int8Rows& a,
-                                                        int row) {
-  using Format = Packed<kType>;
-  GroupScales<kType> s = {};
-  const uint8_t* unit = reader.Unit(group);
-  s.head = Format::LoadHead(unit, at);
-  const int first = kGroupSubs * group;
-  const auto act = [&](int sub) { return (reader.Held(sub) - reader.lead) * a.row_stride + row; };
-  if (reader.Holds(first + at.g)) {
-    s.b = *reinterpret_cast<const uint2*>(a.q + act(first + at.g) * 32 + 8 * at.t);
-  }
+  const TileScales w[2] = {Format::Scales(data.head, data.scales[0], 2 * at.t, at),
+                           Format::Scales(data.head, data.scales[1], 2 * at.t + 1, at)};
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int sub = first + 2 * at.t + i;
-    Format::LoadScales(reader.Sub(group, unit, sub), at, &s.raw[i]);
-    s.scale[i] = a.scale[act(sub)];
-    if constexpr (Format::kBias) {
-      s.sums[i] = *reinterpret_cast<const float2*>(a.half_sums + 2 * act(sub));
-      if (!reader.Holds(sub)) s.sums[i] = {0, 0};
+  for (int r = 0; r < 2; ++r) {
+    float pair = 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float dot[2] = {__int_as_float(c[0][2 * r + i]) - kMagic,
+                            __int_as_float(c[1][2 * r + i]) - kMagic};
+      pair = AddTerm<kType>(w[i], r, dot, data.scale[i], data.sums[i], pair);
     }
+    acc[r] = __fadd_rn(acc[r], __fadd_rn(pair, __shfl_xor_sync(0xFFFFFFFFu, pair, 1)));
   }
-  return s;
 }
 
 template <DType kType>
 __global__ void __launch_bounds__(32 * kInt8Warps, kInt8RowBlocks<kType>)
     Int8RowKernel(const __grid_constant__ Product p, const Int8Rows a) {
-  using Format = Packed<kType>;
   const BlockRows block = {0, static_cast<int>(blockIdx.x), 1};
   int panel = blockIdx.y;
   const ProductOutput& o = p.outputs[OutputOfPanel(p, &panel)];
@@ -180,33 +215,24 @@ __global__ void __launch_bounds__(32 * kInt8Warps, kInt8RowBlocks<kType>)
                                      p.lead + p.cols / 32};
   const int warp = threadIdx.x / 32, groups = reader.Groups();
   const int begin = groups * warp / kInt8Warps, end = groups * (warp + 1) / kInt8Warps;
-  float acc[2] = {};  // of the lane's panel rows; lanes 0, 1 of a g: first halves, 2, 3: second
-  typename Format::Raw first[kHalfSubs] = {}, second[kHalfSubs] = {};
-  if (begin < end) reader.template Load<false>(begin, 0, at, first);
+  float acc[2] = {};
+  RowGroupData<kType> even = {}, odd = {};
+  GridTrigger();
+  if (begin < end) LoadWeights(reader, begin, at, &even);
   GridWait();  // weights do not depend on the kernels before
-  for (int group = begin; group < end; ++group) {
-    reader.template Load<false>(group, 1, at, second);
-    const GroupScales<kType> s = LoadGroup<kType>(reader, group, at, a, block.begin);
-    int c[2][4];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) c[i / 4][i % 4] = kMagicBits;
-    MultiplyHalf<kType>(first, 0, at, s.b, c);
-    if (group + 1 < end) reader.template Load<false>(group + 1, 0, at, first);
-    MultiplyHalf<kType>(second, 1, at, s.b, c);
-    const TileScales w[2] = {Format::Scales(s.head, s.raw[0], 2 * at.t, at),
-                             Format::Scales(s.head, s.raw[1], 2 * at.t + 1, at)};
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float pair = 0;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float dot[2] = {__int_as_float(c[0][2 * r + i]) - kMagic,
-                              __int_as_float(c[1][2 * r + i]) - kMagic};
-        pair = AddTerm<kType>(w[i], r, dot, s.scale[i], s.sums[i], pair);
-      }
-      const float half = __fadd_rn(pair, __shfl_xor_sync(0xFFFFFFFFu, pair, 1));
-      acc[r] = __fadd_rn(acc[r], half);
+  if (begin < end) LoadRow(reader, begin, at, a, block.begin, &even);
+  for (int group = begin; group < end; group += 2) {
+    if (group + 1 < end) {
+      LoadWeights(reader, group + 1, at, &odd);
+      LoadRow(reader, group + 1, at, a, block.begin, &odd);
     }
+    AddGroup(even, at, acc);
+    if (group + 1 == end) break;
+    if (group + 2 < end) {
+      LoadWeights(reader, group + 2, at, &even);
+      LoadRow(reader, group + 2, at, a, block.begin, &even);
+    }
+    AddGroup(odd, at, acc);
   }
   auto& sums = StaticShared<WarpSums<1>>();
 #pragma unroll
@@ -219,13 +245,13 @@ __global__ void __launch_bounds__(32 * kInt8Warps, kInt8RowBlocks<kType>)
 
 // ---- Tiles of eight rows
 
-// Two blocks on an SM keep 128 registers for a thread; where that spills, the compiler is left
-// alone.
+// Two blocks on an SM keep 128 registers for a thread; where that spills, the
+// compiler is left alone.
 template <DType kType, int kTiles>
-inline constexpr int kInt8Blocks = kTiles == 1 && !Packed<kType>::kHalves ? 2 : 1;
+inline constexpr int kInt8Blocks = Packed<kType>::kHalves ? 1 : 2;
 
-// A lane's share of the int8 rows: for tile i the operand row of its B column g, and those of its C
-// columns 2 t and 2 t + 1.
+// A lane's share of the int8 rows: for tile i the operand row of its B column
+// g, and those of its C columns 2 t and 2 t + 1.
 template <int kTiles>
 struct TileRows {
   int b[kTiles], c[kTiles][2];
@@ -290,7 +316,8 @@ __device__ __forceinline__ void AddHalf(const GroupReader<kType>& reader,
   }
 }
 
-// Block (rows, panel): blocks that run at the same time share the panel in the L2 cache.
+// Block (rows, panel): blocks that run at the same time share the panel in the
+// L2 cache.
 template <DType kType, int kTiles>
 __global__ void __launch_bounds__(32 * kInt8Warps, kInt8Blocks<kType, kTiles>)
     Int8Kernel(const __grid_constant__ Product p, const Int8Rows a) {

@@ -1,5 +1,5 @@
-// Products of packed weights with rows of activations: what linear.cc enqueues. As ops.h, plain C++
-// over device pointers.
+// Products of packed weights with rows of activations: what linear.cc enqueues.
+// As ops.h, plain C++ over device pointers.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@ using Stream = CUstream_st*;
 
 // ---- Rows of activations as operands (activations.cu)
 
-// Rows of x, or a cheap function of them: LinearInput of kernels/backend.h on the device.
+// Rows of x, or a cheap function of them: LinearInput of kernels/backend.h on
+// the device.
 struct InputRows {
   enum class Kind { kPlain, kRmsNorm, kSwiGlu };
   Kind kind = Kind::kPlain;
@@ -26,22 +27,24 @@ struct InputRows {
   int rows = 0, cols = 0;
 };
 
-// Rows as int8 with a scale for each 32 columns. Within 32 columns the words of four bytes lie in
-// the order 0 4 1 5 2 6 3 7: what a lane of an mma needs is one load of 8 bytes.
+// Rows as int8 with a scale for each 32 columns. Within 32 columns the words of
+// four bytes lie in the order 0 4 1 5 2 6 3 7: what a lane of an mma needs is
+// one load of 8 bytes.
 struct Int8Rows {
-  int8_t* q = nullptr;     // [cols / 32][row_stride][32]; value = scale * q
-  float* scale = nullptr;  // [cols / 32][row_stride]
-  float* half_sums =
-      nullptr;             // [cols / 32][row_stride][2]: scale * sum of columns 0..15, of 16..31
-  int64_t row_stride = 0;  // rows between column blocks
+  int8_t* q = nullptr;         // [cols / 32][row_stride][32]; value = scale * q
+  float* scale = nullptr;      // [cols / 32][row_stride]
+  float* half_sums = nullptr;  // [cols / 32][row_stride][2]: scale * sum of
+                               // columns 0..15, of 16..31
+  int64_t row_stride = 0;      // rows between column blocks
 };
 // REQUIRES: cols is a multiple of 32.
 void QuantizeRows(const InputRows& in, const Int8Rows& out, Stream stream);
 
-// Rows as f16 or bf16, [cols / 32 rounded up][row_stride][32], zeros behind the last column. The 32
-// columns lie in the order 0..3 16..19 4..7 20..23 ..: what a lane of an mma needs is one load of
-// 16 bytes. f16 rows are scaled by a power of two so that the largest value lies between 512 and
-// 1024: f16 ends at 65504, and activations of large models go beyond it.
+// Rows as f16 or bf16, [cols / 32 rounded up][row_stride][32], zeros behind the
+// last column. The 32 columns lie in the order 0..3 16..19 4..7 20..23 ..: what
+// a lane of an mma needs is one load of 16 bytes. f16 rows are scaled by a
+// power of two so that the largest value lies between 512 and 1024: f16 ends at
+// 65504, and activations of large models go beyond it.
 struct HalfRows {
   uint16_t* data = nullptr;
   float* scale = nullptr;  // [rows]: value = scale * data
@@ -49,7 +52,8 @@ struct HalfRows {
 };
 void HalveRows(const InputRows& in, bool bf16, const HalfRows& out, Stream stream);
 
-// Rows as plain f16, [rows, cols], with one scale for all of them. extremes: [rows] of workspace.
+// Rows as plain f16, [rows, cols], with one scale for all of them. extremes:
+// [rows] of workspace.
 struct PlainHalves {
   uint16_t* data = nullptr;
   float* factor = nullptr;  // [1]: value = factor * kHalfWeightScale * data
@@ -63,12 +67,12 @@ struct FloatRows {
 };
 void CopyRows(const InputRows& in, const FloatRows& out, Stream stream);
 
-// Weights are multiplied with this on their way to f16: they are small, and f16 loses bits below
-// 2^-14.
+// Weights are multiplied with this on their way to f16: they are small, and f16
+// loses bits below 2^-14.
 inline constexpr float kHalfWeightScale = 16;
 
-// Panels first .. first + panels - 1 of quantized weights as plain f16 times kHalfWeightScale,
-// [rows, cols].
+// Panels first .. first + panels - 1 of quantized weights as plain f16 times
+// kHalfWeightScale, [rows, cols].
 void UnpackHalves(const PackedMatrix& w, int first, int panels, uint16_t* out, Stream stream);
 
 // ---- Products
@@ -94,7 +98,8 @@ struct RowGroup {
 // Which operand row meets which weights and becomes which output row.
 struct ProductRows {
   int count = 0;  // rows 0 .. count - 1 of operand and output
-  // Grouped products: made by GroupByExpert. Output row = slot, operand row = slot / slots_per_row.
+  // Grouped products: made by GroupByExpert. Output row = slot, operand row =
+  // slot / slots_per_row.
   const RowGroup* groups = nullptr;
   const int32_t* group_count = nullptr;
   const int32_t* slots = nullptr;
@@ -112,23 +117,26 @@ struct Product {
   ProductRows rows;
 };
 
-// Quantized types. A row's result does not depend on the rows beside it. Reads the weights once for
-// each 8 rows, or for each 32 when there are more than 8.
+// Quantized types. A row's result does not depend on the rows beside it. Reads
+// the weights once for each 8 rows, or for each 16 when there are more than 8.
 void Int8Product(const Product& product, const Int8Rows& a, Stream stream);
-// F32, F16, BF16: f32 multiply-adds, eight rows at a time, each as if it were alone.
+// F32, F16, BF16: f32 multiply-adds, eight rows at a time, each as if it were
+// alone.
 void FloatProduct(const Product& product, const FloatRows& a, Stream stream);
-// Tensor cores, f32 sums: every type but F32. BF16 weights take bf16 rows, the others f16 rows.
+// Tensor cores, f32 sums: every type but F32. BF16 weights take bf16 rows, the
+// others f16 rows.
 void HalfProduct(const Product& product, const HalfRows& a, Stream stream);
 
 // Rows of a group that each product takes at most.
-inline constexpr int kInt8GroupRows = 32;
+inline constexpr int kInt8GroupRows = 16;
 inline constexpr int kFloatGroupRows = 8;
 inline constexpr int kHalfGroupRows = 64;
 
 // ---- Mixture of experts (experts.cu)
 
-// Sorts the slots 0 .. count - 1 (slot = row * used + k, expert ids[slot], negative: none here) by
-// expert, in order of slots, and cuts each expert's run into groups of at most group_rows.
+// Sorts the slots 0 .. count - 1 (slot = row * used + k, expert ids[slot],
+// negative: none here) by expert, in order of slots, and cuts each expert's run
+// into groups of at most group_rows.
 struct Grouping {
   RowGroup* groups = nullptr;      // [GroupsMax]
   int32_t* group_count = nullptr;  // [1]
@@ -140,12 +148,12 @@ inline int GroupsMax(int slots, int experts, int group_rows) {
 void GroupByExpert(const int32_t* ids, int count, int experts, int group_rows, const Grouping& out,
                    Stream stream);
 
-// Writes pointers to device memory as arguments of a kernel: in stream order, without a staging
-// buffer.
+// Writes pointers to device memory as arguments of a kernel: in stream order,
+// without a staging buffer.
 void WritePointers(const uint8_t* const* host, int count, const uint8_t** device, Stream stream);
 
-// out[row] = sum over k of weights[row * used + k] * slots[row * used + k], in order of k, without
-// those whose id is negative.
+// out[row] = sum over k of weights[row * used + k] * slots[row * used + k], in
+// order of k, without those whose id is negative.
 void WeightedSum(const float* slots, int64_t slot_stride, const int32_t* ids, const float* weights,
                  int used, int rows, int cols, float* out, int64_t out_stride, Stream stream);
 
