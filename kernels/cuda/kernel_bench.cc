@@ -335,21 +335,24 @@ absl::Status Bench::MeasureGemm() {
 
 absl::Status Bench::MeasureDecode(const LayerShape& l, DType type) {
   const std::string name = Info(type).name;
-  const std::pair<int, int> matrices[] = {{l.q_rows() + 2 * l.kv_rows(), l.dim},
-                                          {l.dim, l.q_rows()},
-                                          {2 * l.ffn, l.dim},
-                                          {l.dim, l.ffn}};
+  struct Matrix {
+    int out, cols;
+  };
+  const Matrix matrices[] = {{l.q_rows() + 2 * l.kv_rows(), l.dim},
+                             {l.dim, l.q_rows()},
+                             {2 * l.ffn, l.dim},
+                             {l.dim, l.ffn}};
   for (const int rows : options_.decode_rows) {
-    for (const auto& [out, cols] : matrices) {
-      const int64_t bytes = MakePackedShape(type, out, 0, cols).bytes();
+    for (const Matrix& m : matrices) {
+      const int64_t bytes = MakePackedShape(type, m.out, 0, m.cols).bytes();
       const int copies = static_cast<int>(std::clamp<int64_t>(weights_.size() / bytes, 1, 200));
       SHOAL_ASSIGN_OR_RETURN(const double s, timer_.SecondsAsGraph(options_.seconds, [&] {
         for (int i = 0; i < copies; ++i) {
-          const PackedMatrix w = Next(type, out, cols);
-          Multiply(LinearInput::Plain(x_.as<float>(), cols), {rows, 0}, {&w, 1}, a_.as<float>());
+          const PackedMatrix w = Next(type, m.out, m.cols);
+          Multiply(LinearInput::Plain(x_.as<float>(), m.cols), {rows, 0}, {&w, 1}, a_.as<float>());
         }
       }));
-      AddReads(absl::StrCat("decode ", out, "x", cols, " ", name), rows, s / copies,
+      AddReads(absl::StrCat("decode ", m.out, "x", m.cols, " ", name), rows, s / copies,
                static_cast<double>(bytes));
     }
     const int64_t bytes = LayerBytes(l, type);
