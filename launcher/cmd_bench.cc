@@ -55,10 +55,33 @@ struct Test {
   int depth = 0;
 };
 
+// What one run took, and what rank 0 streamed from disk meanwhile.
+struct Took {
+  double seconds = 0;
+  int64_t bytes_read = 0;
+  double read_s = 0;  // reads were in flight
+  double wait_s = 0;  // the forward pass waited for them
+  double cpu_s = 0;   // of the threads that read
+};
+
+Took Difference(const Took& a, const Took& b) {
+  return {a.seconds - b.seconds, a.bytes_read - b.bytes_read, a.read_s - b.read_s,
+          a.wait_s - b.wait_s, a.cpu_s - b.cpu_s};
+}
+
+void Add(const Took& more, Took& sum) {
+  sum.seconds += more.seconds;
+  sum.bytes_read += more.bytes_read;
+  sum.read_s += more.read_s;
+  sum.wait_s += more.wait_s;
+  sum.cpu_s += more.cpu_s;
+}
+
 struct Result {
   Test test;
   std::vector<double> seconds;
   double tokens = 0;
+  Took streamed;  // all runs together
 
   double AverageRate() const {
     double sum = 0;
@@ -129,10 +152,18 @@ absl::StatusOr<int64_t> BytesPerToken(const Session& session) {
   return static_cast<int64_t>(bytes);
 }
 
-// Runs sequences of `prompt` tokens that each draw `generate`, and returns the seconds from
+// What was streamed since the weights were loaded.
+Took StreamedSoFar(const Session& session) {
+  const WeightStreamer* streamer = session.engine.rank().weights().streamer;
+  if (streamer == nullptr) return {};
+  const StreamStats s = streamer->stats();
+  return {0, s.bytes_read, s.busy_s, s.wait_s, s.io_cpu_s};
+}
+
+// Runs sequences of `prompt` tokens that each draw `generate`, and returns what it took from
 // `from_token` drawn tokens of every sequence to the end (0: from the start).
-absl::StatusOr<double> RunOnce(Session& session, int sequences, int prompt, int generate,
-                               int from_token) {
+absl::StatusOr<Took> RunOnce(Session& session, int sequences, int prompt, int generate,
+                             int from_token) {
   Engine& engine = session.engine;
   std::vector<int> drawn;
   std::vector<SequenceId> ids;
@@ -147,15 +178,20 @@ absl::StatusOr<double> RunOnce(Session& session, int sequences, int prompt, int 
     drawn.push_back(0);
   }
   Clock::time_point start = Clock::now();
+  Took before = StreamedSoFar(session);
   int past_start = 0;
   while (!engine.idle()) {
     SHOAL_ASSIGN_OR_RETURN(const std::vector<TokenEvent> events, engine.Step());
     for (const TokenEvent& e : events) {
-      if (e.has_token && ++drawn[e.id - ids[0]] == from_token && ++past_start == sequences)
+      if (e.has_token && ++drawn[e.id - ids[0]] == from_token && ++past_start == sequences) {
         start = Clock::now();
+        before = StreamedSoFar(session);
+      }
     }
   }
-  return std::chrono::duration<double>(Clock::now() - start).count();
+  Took took = StreamedSoFar(session);
+  took.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  return Difference(took, before);
 }
 
 absl::StatusOr<Result> Measure(Session& session, const BenchFlags& f, const Test& t) {
@@ -163,19 +199,21 @@ absl::StatusOr<Result> Measure(Session& session, const BenchFlags& f, const Test
   result.test = t;
   result.tokens = static_cast<double>(t.prompt > 0 ? t.prompt : t.generate) * f.sequences;
   for (int r = -1; r < f.repetitions; ++r) {  // the first one warms up
-    double seconds = 0;
+    Took took;
     if (t.prompt > 0) {
       // The prompt after `depth` tokens: the time of both less the time of the depth alone.
-      SHOAL_ASSIGN_OR_RETURN(seconds, RunOnce(session, f.sequences, t.depth + t.prompt, 1, 0));
+      SHOAL_ASSIGN_OR_RETURN(took, RunOnce(session, f.sequences, t.depth + t.prompt, 1, 0));
       if (t.depth > 0) {
-        SHOAL_ASSIGN_OR_RETURN(const double depth, RunOnce(session, f.sequences, t.depth, 1, 0));
-        seconds -= depth;
+        SHOAL_ASSIGN_OR_RETURN(const Took depth, RunOnce(session, f.sequences, t.depth, 1, 0));
+        took = Difference(took, depth);
       }
     } else {
       SHOAL_ASSIGN_OR_RETURN(
-          seconds, RunOnce(session, f.sequences, std::max(1, t.depth), t.generate + 1, 1));
+          took, RunOnce(session, f.sequences, std::max(1, t.depth), t.generate + 1, 1));
     }
-    if (r >= 0) result.seconds.push_back(seconds);
+    if (r < 0) continue;
+    result.seconds.push_back(took.seconds);
+    Add(took, result.streamed);
   }
   return result;
 }
@@ -239,6 +277,13 @@ nlohmann::ordered_json ToJson(const Session& session, const BenchFlags& f, const
                       : 0.0;
   j["read_gb_per_s"] = read_gb_per_s;
   j["share_of_reads"] = read_gb_per_s > 0 ? j["gb_per_s"].get<double>() / read_gb_per_s : 0.0;
+  if (r.streamed.bytes_read > 0) {  // of rank 0, all repetitions together
+    j["streamed"] = {{"bytes", r.streamed.bytes_read},
+                     {"seconds", r.streamed.seconds},
+                     {"reading_s", r.streamed.read_s},
+                     {"waiting_s", r.streamed.wait_s},
+                     {"cpu_s", r.streamed.cpu_s}};
+  }
   return j;
 }
 

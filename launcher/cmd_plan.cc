@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "launcher/speed_probe.h"
 #include "nlohmann/json.hpp"
 #include "offload/memory_budget.h"
+#include "shard/device_store.h"
 #include "shard/placement.h"
 #include "shard/shard_file.h"
 
@@ -41,7 +43,10 @@ struct RankForecast {
   RankMemory memory;  // with all weights in memory
   int64_t budget = 0;
   int64_t least = 0;
+  int64_t kv_token = 0;  // KV bytes of a token
   Placement placement;
+  // With --vram: what is on the GPU; `placement` then says what would be without it.
+  std::optional<DevicePlacement> device;
   Placement with_one_more;   // with a GiB more
   Forecast forecast;         // at the start of a context
   double decode_full_s = 0;  // of a token at its end
@@ -60,7 +65,8 @@ struct WholePlan {
   std::string path;
   ModelConfig config;
   EngineOptions options;
-  MeasuredSpeed speed;  // of a machine, all its ranks that work at the same time together
+  int page_records = 0;  // KV pages on disk, of each rank
+  MeasuredSpeed speed;   // of a machine, all its ranks that work at the same time together
   std::vector<RankForecast> ranks;
   Together together;
 };
@@ -90,12 +96,29 @@ absl::StatusOr<RankForecast> PlaceRank(const Checkpoint& checkpoint, const Whole
   r.placement = *placement;
   SHOAL_ASSIGN_OR_RETURN(r.with_one_more, PlaceWeights(r.layout, whole.config,
                                                        budget - others + kGiB, whole.options.rows));
-  const int64_t token_bytes =
-      std::max<int64_t>(1, r.memory.kv / std::max(1, whole.options.kv_tokens));
-  r.context_max = std::max<int64_t>(0, (budget - r.memory.workspace - r.least) / token_bytes);
-  r.context_unstreamed =
-      std::max<int64_t>(0, (budget - r.memory.workspace - r.layout.bytes) / token_bytes);
+  r.kv_token = std::max<int64_t>(1, Rank::KvTokenBytes(whole.config, whole.options, plan));
+  const int64_t staging = r.memory.kv - r.kv_token * whole.options.kv_tokens;
+  const int64_t for_context = budget - r.memory.workspace - std::max<int64_t>(0, staging);
+  r.context_max = std::max<int64_t>(0, (for_context - r.least) / r.kv_token);
+  r.context_unstreamed = std::max<int64_t>(0, (for_context - r.layout.bytes) / r.kv_token);
   return r;
+}
+
+// What of a rank goes to its GPU. Its workspace there is about that of the CPU.
+absl::Status PlaceOnGpu(const WholePlan& whole, RankForecast& r) {
+  const int64_t others = r.memory.kv + r.memory.workspace;
+  const int64_t vram = whole.options.device_memory;
+  const int64_t least = LeastDeviceBytes(r.layout, whole.config, whole.options.rows);
+  if (vram - others < least) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "rank ", r.plan.rank, " has ", FormatBytes(vram), " of GPU memory (--vram) and needs ",
+        FormatBytes(least + others), " at least: weights ", FormatBytes(least),
+        " (streamed), KV cache ", FormatBytes(r.memory.kv), ", workspace ",
+        FormatBytes(r.memory.workspace), "; try a smaller context (-c) or batch (-b)"));
+  }
+  SHOAL_ASSIGN_OR_RETURN(
+      r.device, PlaceOnDevice(r.layout, whole.config, vram - others, r.budget, whole.options.rows));
+  return absl::OkStatus();
 }
 
 void ForecastRank(const WholePlan& whole, const MachineSpeed& speed, double idle_s,
@@ -103,10 +126,11 @@ void ForecastRank(const WholePlan& whole, const MachineSpeed& speed, double idle
   Workload work;
   work.rows = whole.options.rows;
   work.idle_s_before = idle_s;
+  const auto kv_token = static_cast<double>(r.kv_token);
+  work.prefill_kv_bytes = kv_token * work.rows * work.rows / 2;  // the first chunk of a prompt
   r.forecast = Predict(r.layout, whole.config, r.placement, speed, work);
   r.decode_one_more_s = Predict(r.layout, whole.config, r.with_one_more, speed, work).decode_s;
-  work.kv_bytes = static_cast<double>(r.memory.kv) / std::max(1, whole.options.kv_tokens) *
-                  whole.options.context;
+  work.kv_bytes = kv_token * whole.options.context;
   r.decode_full_s = Predict(r.layout, whole.config, r.placement, speed, work).decode_s;
 }
 
@@ -138,6 +162,7 @@ MachineSpeed ShareOf(const MachineSpeed& machine, int together) {
   s.decode_bytes_per_s /= together;
   s.prefill_bytes_per_s /= together;
   s.kv_bytes_per_s /= together;
+  s.prefill_kv_bytes_per_s /= together;
   return s;
 }
 
@@ -193,8 +218,10 @@ absl::StatusOr<WholePlan> MakePlan(const PlanFlags& f) {
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeCpuBackend(whole.options.cpu));
   for (const RankPlan& rank : plan->ranks) {
     SHOAL_ASSIGN_OR_RETURN(RankForecast r, PlaceRank(*checkpoint, whole, rank, *backend, budget));
+    if (whole.options.device_memory > 0) SHOAL_RETURN_IF_ERROR(PlaceOnGpu(whole, r));
     whole.ranks.push_back(std::move(r));
   }
+  whole.page_records = KvPageRecords(whole.config, whole.options, *plan);
   const int together = std::min(plan->tp, f.ranks_per_host);
   SHOAL_RETURN_IF_ERROR(MeasureFor(*checkpoint, f, together, whole));
   const MachineSpeed speed = ShareOf(whole.speed.speed, together);
@@ -211,6 +238,15 @@ absl::StatusOr<WholePlan> MakePlan(const PlanFlags& f) {
 }
 
 double Gb(int64_t bytes) { return static_cast<double>(bytes) / 1e9; }
+
+int64_t StaysOnGpu(const DevicePlacement& d) {
+  return d.device_bytes - d.ring_slots * d.ring_slot_bytes -
+         d.device.expert_slots * d.device.slot_bytes;
+}
+
+int64_t TokensOnDisk(const WholePlan& w) {
+  return int64_t{w.page_records} * kKvPageBlocks * kKvBlockTokens;
+}
 
 void PrintText(const WholePlan& w) {
   fmt::print("{}: {}, {} ranks\n", w.path,
@@ -243,7 +279,20 @@ void PrintText(const WholePlan& w) {
       fmt::print(", {} of them without streaming", r.context_unstreamed);
     }
     fmt::print("\n");
+    if (w.options.kv_disk.bytes > 0) {
+      fmt::print("  KV pages on disk: {} tokens in {:.3f} GB\n", TokensOnDisk(w),
+                 Gb(TokensOnDisk(w) * r.kv_token));
+    }
+    if (r.device.has_value()) {
+      const DevicePlacement& d = *r.device;
+      fmt::print(
+          "  with a GPU of {}: {:.3f} GB of weights stay there, {:.3f} GB come from memory and "
+          "{:.3f} GB from disk for each token\n",
+          FormatBytes(w.options.device_memory), Gb(StaysOnGpu(d)), Gb(d.device.bytes_per_token()),
+          Gb(d.host.bytes_per_token()));
+    }
   }
+  if (w.options.device_memory > 0) fmt::print("no speed of a GPU was measured: CPU alone:\n");
   const Together& t = w.together;
   fmt::print("together: decode {:.2f} tokens/s, prefill {:.1f} tokens/s\n", Rate(t.decode),
              Rate(t.prefill, w.options.rows));
@@ -283,6 +332,13 @@ void PrintJson(const WholePlan& w) {
                      {"least_bytes", r.least + r.memory.kv + r.memory.workspace},
                      {"context_max", r.context_max},
                      {"context_max_unstreamed", r.context_unstreamed}});
+    if (w.options.kv_disk.bytes > 0) ranks.back()["kv_disk_tokens"] = TokensOnDisk(w);
+    if (r.device.has_value()) {
+      ranks.back()["gpu"] = {{"vram_bytes", w.options.device_memory},
+                             {"resident_bytes", StaysOnGpu(*r.device)},
+                             {"memory_bytes_per_token", r.device->device.bytes_per_token()},
+                             {"disk_bytes_per_token", r.device->host.bytes_per_token()}};
+    }
   }
   const MachineSpeed& speed = w.speed.speed;
   const Together& t = w.together;
@@ -292,6 +348,7 @@ void PrintJson(const WholePlan& w) {
                      {"decode_bytes_per_s", speed.decode_bytes_per_s},
                      {"prefill_bytes_per_s", speed.prefill_bytes_per_s},
                      {"kv_bytes_per_s", speed.kv_bytes_per_s},
+                     {"prefill_kv_bytes_per_s", speed.prefill_kv_bytes_per_s},
                      {"decode_tokens_per_s", Rate(t.decode)},
                      {"decode_tokens_per_s_full_context", Rate(t.decode_full)},
                      {"prefill_tokens_per_s", Rate(t.prefill, w.options.rows)},

@@ -1,6 +1,7 @@
 #include "launcher/machine_speed.h"
 
 #include <sys/stat.h>
+#include <sys/utsname.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -26,6 +27,22 @@ using Json = nlohmann::json;
 constexpr int kDaysMax = 30;  // disks fill and wear, kernels and firmware are renewed
 // Types with less than this share of the weights do not matter.
 constexpr double kShareMin = 0.02;
+
+// "node7, AMD EPYC 7B13": hosts may share a home folder, and a virtual machine may wake up on
+// another CPU.
+std::string ThisMachine() {
+  utsname name = {};
+  std::string host = uname(&name) == 0 ? name.nodename : "";
+  std::ifstream cpus("/proc/cpuinfo");
+  std::string line;
+  while (std::getline(cpus, line)) {
+    const size_t colon = line.find(": ");
+    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) {
+      return absl::StrCat(host, ", ", line.substr(colon + 2));
+    }
+  }
+  return host;
+}
 
 absl::CivilDay Today() { return absl::ToCivilDay(absl::Now(), absl::LocalTimeZone()); }
 
@@ -106,7 +123,7 @@ class SpeedCache {
 absl::StatusOr<MeasuredSpeed> MeasureSpeed(const SpeedQuestion& q, bool again) {
   SpeedCache cache(again);
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeCpuBackend(q.cpu));
-  const std::string cpu = backend->Describe();
+  const std::string cpu = absl::StrCat(ThisMachine(), " ", backend->Describe());
   MeasuredSpeed measured;
   MachineSpeed& speed = measured.speed;
 
@@ -137,11 +154,13 @@ absl::StatusOr<MeasuredSpeed> MeasureSpeed(const SpeedQuestion& q, bool again) {
       const std::vector<double> kv,
       cache.Get(absl::StrCat("attention ", a.q_heads, "/", a.group, " x ", a.head_dim, " type ",
                              static_cast<int>(q.kv_type), " ", cpu),
-                {"kv"}, [&]() -> absl::StatusOr<std::vector<double>> {
-                  SHOAL_ASSIGN_OR_RETURN(const double rate, MeasureAttention(a, q.kv_type, q.cpu));
-                  return std::vector<double>{rate};
+                {"decode", "prefill"}, [&]() -> absl::StatusOr<std::vector<double>> {
+                  SHOAL_ASSIGN_OR_RETURN(const AttentionSpeed m,
+                                         MeasureAttention(a, q.kv_type, q.cpu));
+                  return std::vector<double>{m.decode, m.prefill};
                 }));
   speed.kv_bytes_per_s = kv[0];
+  speed.prefill_kv_bytes_per_s = kv[1];
 
   struct stat st = {};
   if (stat(q.path.c_str(), &st) == 0 && st.st_size >= kReadSampleBytes) {

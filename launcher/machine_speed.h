@@ -25,7 +25,7 @@ struct MeasuredSpeed {
   std::string date;  // of the oldest number
 };
 
-// Takes what $XDG_CACHE_HOME/shoal/machine.json knows of this disk, these types and this backend
+// Takes what $XDG_CACHE_HOME/shoal/machine.json knows of this host's disk, these types and this CPU
 // (not from longer than a month ago, and not when asked to measure `again`), and measures the rest:
 // a few seconds. A cache that cannot be read or written is no error.
 absl::StatusOr<MeasuredSpeed> MeasureSpeed(const SpeedQuestion& question, bool again);

@@ -65,6 +65,8 @@ RankReport MakeReport(const Rank& rank, const Communicator& world) {
     r.pages_out = s.pages_out;
     r.pages_in = s.pages_in;
     r.pages_failed = s.failed;
+    r.page_bytes_in = s.bytes_in;
+    r.page_read_seconds = s.read_s;
   }
   return r;
 }
@@ -305,8 +307,13 @@ std::string FormatReports(const std::vector<RankReport>& reports) {
         r, x.host, x.backend, x.layer_begin, x.layer_end - 1, mb(x.memory.weights), mb(x.memory.kv),
         mb(x.memory.workspace), mb(x.peak_bytes));
     if (x.pages_out + x.pages_in + x.pages_failed > 0) {
-      out += fmt::format("rank {} KV pages on disk: {} written, {} read back, {} lost\n", r,
+      out += fmt::format("rank {} KV pages on disk: {} written, {} read back, {} lost", r,
                          x.pages_out, x.pages_in, x.pages_failed);
+      if (x.page_bytes_in > 0) {
+        out +=
+            fmt::format("; read {:.1f} MB in {:.3f} s", mb(x.page_bytes_in), x.page_read_seconds);
+      }
+      out += "\n";
     }
     if (x.read_bytes == 0) continue;
     out += fmt::format(

@@ -32,7 +32,9 @@ struct RankReport {
   int read_depth = 0;
   // KV pages to and from disk.
   int64_t pages_out = 0, pages_in = 0, pages_failed = 0;
-  char reader[96] = {};  // "io_uring with registered buffers, direct"
+  int64_t page_bytes_in = 0;
+  double page_read_seconds = 0;  // reads of pages were in flight
+  char reader[96] = {};          // "io_uring with registered buffers, direct"
 };
 
 // Rank 0's view; lives while the command runs.

@@ -149,16 +149,17 @@ absl::StatusOr<MultiplySpeed> MeasureMultiplying(DType type, const CpuOptions& c
   return m;
 }
 
-absl::StatusOr<double> MeasureAttention(const AttentionShape& shape, KvType type,
-                                        const CpuOptions& cpu) {
+absl::StatusOr<AttentionSpeed> MeasureAttention(const AttentionShape& shape, KvType type,
+                                                const CpuOptions& cpu) {
   constexpr int kTokens = 2048;
+  constexpr int kChunk = 256;  // rows of a prompt, in the middle of the context
   const KvShape kv_shape{type, std::max(1, shape.q_heads / shape.group), shape.head_dim};
   const int64_t bytes = kTokens / kKvBlockTokens * kv_shape.block_bytes();
   SHOAL_ASSIGN_OR_RETURN(Buffer pool, Buffer::Allocate(bytes));
   std::memset(pool.data(), 0, pool.size());
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeCpuBackend(cpu));
   Backend::Limits limits;
-  limits.rows = 1;
+  limits.rows = kChunk;
   limits.cols = limits.out_rows = shape.q_heads * shape.head_dim;
   limits.heads = shape.q_heads;
   limits.head_dim = shape.head_dim;
@@ -167,14 +168,21 @@ absl::StatusOr<double> MeasureAttention(const AttentionShape& shape, KvType type
   std::vector<int32_t> blocks(kTokens / kKvBlockTokens);
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
   const int64_t width = limits.cols;
-  const std::vector<float> q(width, 0.1f);
-  std::vector<float> out(width);
-  const Segment segment{0, 1, kTokens - 1, blocks.data(), true};
-  const double seconds = SecondsOf(0.1, [&] {
-    backend->Attention(q.data(), width, shape, {kv_shape, pool.data(), kv_shape.block_bytes()},
-                       {segment}, out.data(), width);
-  });
-  return static_cast<double>(bytes) / seconds;
+  const std::vector<float> q(kChunk * width, 0.1f);
+  std::vector<float> out(kChunk * width);
+  const auto seconds_of = [&](const Segment& segment) {
+    return SecondsOf(0.1, [&] {
+      backend->Attention(q.data(), width, shape, {kv_shape, pool.data(), kv_shape.block_bytes()},
+                         {segment}, out.data(), width);
+    });
+  };
+  const double token_bytes = static_cast<double>(bytes) / kTokens;
+  constexpr int kPos = kTokens / 2, kSeen = kPos + kChunk / 2;  // by a row of the chunk, on average
+  AttentionSpeed speed;
+  speed.decode = token_bytes * kTokens / seconds_of({0, 1, kTokens - 1, blocks.data(), true});
+  speed.prefill =
+      token_bytes * kChunk * kSeen / seconds_of({0, kChunk, kPos, blocks.data(), false});
+  return speed;
 }
 
 absl::StatusOr<ReadSpeed> MeasureReading(const std::string& path, DType type,

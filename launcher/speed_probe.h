@@ -18,9 +18,13 @@ struct MultiplySpeed {
 };
 absl::StatusOr<MultiplySpeed> MeasureMultiplying(DType type, const CpuOptions& cpu);
 
-// Bytes of KV cache per second that one row of decode attends to.
-absl::StatusOr<double> MeasureAttention(const AttentionShape& shape, KvType type,
-                                        const CpuOptions& cpu);
+// Bytes of KV cache per second that rows attend to, counted once per row.
+struct AttentionSpeed {
+  double decode = 0;   // one row
+  double prefill = 0;  // a batch of one sequence
+};
+absl::StatusOr<AttentionSpeed> MeasureAttention(const AttentionShape& shape, KvType type,
+                                                const CpuOptions& cpu);
 
 // A smaller file says nothing about its disk.
 inline constexpr int64_t kReadSampleBytes = 64 << 20;

@@ -108,7 +108,12 @@ KvPageShape PageShapeOf(const ModelConfig& config, const EngineOptions& o, const
 int KvPageRecords(const ModelConfig& config, const EngineOptions& o, const ShardPlan& plan) {
   int64_t records = o.kv_disk.bytes > 0 ? kMostPages : 0;
   for (const RankPlan& rank : plan.ranks) {
-    const int64_t bytes = o.kv_disk.bytes - kKvFileHeaderBytes;
+    int64_t bytes = o.kv_disk.bytes;
+    // All ranks may be on one host: their own files shall not be what fills the folder.
+    if (o.kv_disk.dir_bytes_max > 0) {
+      bytes = std::min(bytes, o.kv_disk.dir_bytes_max / static_cast<int64_t>(plan.ranks.size()));
+    }
+    bytes -= kKvFileHeaderBytes;
     records = std::min(records, bytes / PageShapeOf(config, o, rank).record_bytes());
   }
   return static_cast<int>(std::max<int64_t>(0, records));
@@ -164,11 +169,15 @@ absl::StatusOr<int64_t> Rank::KvTokenBytes(const Checkpoint& checkpoint, const M
                                            const EngineOptions& options) {
   SHOAL_ASSIGN_OR_RETURN(const ShardPlan plan, MakeShardPlan(config, checkpoint, options.shard));
   int64_t most = 0;
-  for (const RankPlan& p : plan.ranks) {
-    most = std::max(most, KvCache::BlockBytes(KvShapeOf(config, options, p),
-                                              static_cast<int>(p.layers.size())));
-  }
-  return most / kKvBlockTokens;
+  for (const RankPlan& p : plan.ranks) most = std::max(most, KvTokenBytes(config, options, p));
+  return most;
+}
+
+int64_t Rank::KvTokenBytes(const ModelConfig& config, const EngineOptions& options,
+                           const RankPlan& plan) {
+  return KvCache::BlockBytes(KvShapeOf(config, options, plan),
+                             static_cast<int>(plan.layers.size())) /
+         kKvBlockTokens;
 }
 
 absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
@@ -213,7 +222,7 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
 
 absl::Status Rank::DoesNotFit(int64_t budget, int64_t least, const char* flag) const {
   const int64_t others = memory_.kv + memory_.workspace;
-  const int64_t token_bytes = memory_.kv / std::max(1, KvBlocks(options_) * kKvBlockTokens);
+  const int64_t token_bytes = KvTokenBytes(config_, options_, plan_.ranks[mesh_->world().rank()]);
   const int64_t tokens = (budget - memory_.workspace - least) / std::max<int64_t>(1, token_bytes);
   return absl::ResourceExhaustedError(absl::StrCat(
       "this does not fit in the ", FormatBytes(budget), " that the rank may take:\n  weights    ",

@@ -31,10 +31,11 @@ namespace shoal {
 
 // KV pages on disk.
 struct KvDiskOptions {
-  std::string dir;                               // where the file of each rank lies
-  bool keep = false;                             // pages serve later runs too
-  int64_t bytes = 0;                             // of each rank's file; 0: nothing goes to disk
+  std::string dir;            // where the file of each rank lies
+  bool keep = false;          // pages serve later runs too
+  int64_t bytes = 0;          // of each rank's file; 0: nothing goes to disk
   std::function<void(const std::string&)> warn;  // once, from any thread
+  int64_t dir_bytes_max = 0;  // of all files kept in `dir`, other models' too; 0: no limit
 };
 
 struct EngineOptions {
@@ -107,7 +108,10 @@ class Rank {
                                                  const EngineOptions& options, const RankPlan& plan,
                                                  const Backend& backend);
 
-  // The KV bytes of one token on the rank that holds most of them. Pure.
+  // The KV bytes of one token on rank `plan.rank`. Pure.
+  static int64_t KvTokenBytes(const ModelConfig& config, const EngineOptions& options,
+                              const RankPlan& plan);
+  // On the rank that holds most of them.
   static absl::StatusOr<int64_t> KvTokenBytes(const Checkpoint& checkpoint,
                                               const ModelConfig& config,
                                               const EngineOptions& options);

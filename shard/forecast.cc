@@ -151,9 +151,10 @@ std::vector<Part> PartsOfPass(const WeightLayout& layout, const ModelConfig& con
         break;
       }
       case WeightUnit::Kind::kAttention:
-        part.compute_s =
-            multiply(bytes) +
-            (rows > 0 ? 0 : Seconds(work.kv_bytes / std::max(1.0, layers), speed.kv_bytes_per_s));
+        part.compute_s = multiply(bytes) +
+                         (rows > 0 ? Seconds(work.prefill_kv_bytes, speed.prefill_kv_bytes_per_s)
+                                   : Seconds(work.kv_bytes, speed.kv_bytes_per_s)) /
+                             std::max(1.0, layers);
         break;
       case WeightUnit::Kind::kFfn:
       case WeightUnit::Kind::kRouter:

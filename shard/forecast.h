@@ -15,10 +15,11 @@ namespace shoal {
 
 // What a machine was measured to do with this model's weights.
 struct MachineSpeed {
-  double read_bytes_per_s = 0;     // from where the weights are, as the streamer reads them
-  double decode_bytes_per_s = 0;   // weights multiplied with one row
-  double prefill_bytes_per_s = 0;  // weights multiplied with a batch, counted once per row
-  double kv_bytes_per_s = 0;       // of the KV cache, that one row attends to
+  double read_bytes_per_s = 0;        // from where the weights are, as the streamer reads them
+  double decode_bytes_per_s = 0;      // weights multiplied with one row
+  double prefill_bytes_per_s = 0;     // weights multiplied with a batch, counted once per row
+  double kv_bytes_per_s = 0;          // of the KV cache, that one row attends to
+  double prefill_kv_bytes_per_s = 0;  // that rows of a batch attend to, counted once per row
   // How much longer each takes while the other goes on; 1: not at all.
   double read_slowdown = 1;
   double decode_slowdown = 1;
@@ -26,9 +27,10 @@ struct MachineSpeed {
 };
 
 struct Workload {
-  int rows = 1;              // of a chunk of a prompt
-  double kv_bytes = 0;       // of the context that a row of decode attends to, in all layers
-  double idle_s_before = 0;  // a pipeline stage waits this long for the others; reading goes on
+  int rows = 1;                 // of a chunk of a prompt
+  double kv_bytes = 0;          // of the context that a row of decode attends to, in all layers
+  double prefill_kv_bytes = 0;  // of what the rows of a chunk attend to, summed over them
+  double idle_s_before = 0;     // a pipeline stage waits this long for the others; reading goes on
 };
 
 struct Forecast {

@@ -146,9 +146,23 @@ class OffloadTest(harness.TestCase):
         self.assertLess(rank['least_bytes'], rank['budget_bytes'])
         self.assertGreater(first['decode_tokens_per_s_with_one_more_gib'], first['decode_tokens_per_s'])
         self.assertEqual(plan('--ram', '4G')['ranks'][0]['disk_bytes_per_token'], 0)
+        self.assertGreater(first['prefill_kv_bytes_per_s'], 0)
+        # What KV pages on disk take of memory leaves less for weights, and does not count as context.
+        paged = plan('--ram', RAM, '--kv-disk', '64M')['ranks'][0]
+        self.assertGreater(paged['kv_disk_tokens'], 0)
+        self.assertLess(paged['resident_bytes'], rank['resident_bytes'])
+        self.assertLess(paged['context_max'], rank['context_max'])
+        gpu = plan('--ram', '4G', '--vram', '100M')['ranks'][0]['gpu']
+        self.assertLess(gpu['resident_bytes'], 100 << 20)
+        self.assertGreater(gpu['memory_bytes_per_token'], 0)
+        self.assertEqual(gpu['disk_bytes_per_token'], 0)
+        small = harness.shoal('plan', '-m', self.shards, '--vram', '20M', *SMALL, env=cache)
+        self.assertEqual(small.code, TOO_BIG, str(small))
+        self.assertIn('--vram', small.err)
         # What is remembered is used, but not for longer than a month.
         path = self.scratch / 'shoal' / 'machine.json'
         known = json.loads(path.read_text())
+        self.assertTrue(all(os.uname().nodename in key for key in known), known.keys())  # hosts may share a home
         for entry in known.values():
             entry['decode'] = 12345.0
         path.write_text(json.dumps(known))

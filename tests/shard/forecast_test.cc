@@ -109,6 +109,22 @@ TEST(Forecast, ContextCosts) {
               1e-6);
 }
 
+TEST(Forecast, APromptAttendsToItself) {
+  const WeightLayout layout = Layout();
+  Placement p = FfnStreams(layout, 0);
+  p.tiers.assign(layout.units.size(), Tier::kResident);
+  p.streamed_bytes = 0;
+  MachineSpeed speed = Speed(1000 * kMB, 10000 * kMB);
+  speed.prefill_kv_bytes_per_s = 4000 * kMB;
+  Workload work;
+  work.rows = 100;
+  const double without = Predict(layout, Config(), p, speed, work).prefill_s;
+  work.prefill_kv_bytes = 1000 * kMB;
+  const Forecast with = Predict(layout, Config(), p, speed, work);
+  EXPECT_NEAR(with.prefill_s - without, 0.25, 1e-9);
+  EXPECT_NEAR(with.decode_s, kUsed / (10000 * kMB), 1e-6);
+}
+
 TEST(Forecast, ExpertsAreWaitedFor) {
   const WeightLayout layout = Layout(8);
   Placement p;
