@@ -85,6 +85,7 @@ absl::StatusOr<std::vector<std::string>> EngineCommand(const ServeFlags& f) {
   add("-b", absl::StrCat(m.rows));
   add("--kv-cache-dir", m.kv_cache_dir);
   add("--kv-disk", m.kv_disk);
+  add("--kv-cache-limit", m.kv_cache_limit);
   add("--hostfile", m.hostfile);
   add("--host", m.hosts);
   add("--net", m.net);

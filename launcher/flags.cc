@@ -63,6 +63,11 @@ void AddModelFlags(CLI::App& app, ModelFlags& f) {
                  "what each rank may take on disk for KV cache that memory has no room for, such "
                  "as 16G (default: 16G with --kv-cache-dir, else nothing)")
       ->envname("SHOAL_KV_DISK");
+  app.add_option(
+         "--kv-cache-limit", f.kv_cache_limit,
+         "what the whole --kv-cache-dir may take, other models' files too, such as 64G: the "
+         "prompts used longest ago give way (default: no limit beyond --kv-disk)")
+      ->envname("SHOAL_KV_CACHE_LIMIT");
   app.add_flag("--in-process", f.in_process, "ranks are threads of this process, without MPI")
       ->envname("SHOAL_IN_PROCESS");
   app.add_option("--hostfile", f.hostfile, "hosts to start ranks on, as mpirun reads it")
@@ -118,6 +123,17 @@ namespace {
 
 absl::StatusOr<KvDiskOptions> ToKvDiskOptions(const ModelFlags& f) {
   KvDiskOptions o;
+  if (!f.kv_cache_limit.empty()) {
+    if (f.kv_cache_dir.empty())
+      return UsageError("--kv-cache-limit is of a --kv-cache-dir: name the folder too");
+    const absl::StatusOr<int64_t> most = ParseBytes(f.kv_cache_limit);
+    if (!most.ok()) {
+      return UsageError(
+          absl::StrCat("--kv-cache-limit ", f.kv_cache_limit, ": ", most.status().message()));
+    }
+    if (*most < 1) return UsageError("--kv-cache-limit 0: leave --kv-cache-dir away instead");
+    o.dir_bytes_max = *most;
+  }
   if (f.kv_cache_dir.empty() && f.kv_disk.empty()) return o;
   const std::string size = f.kv_disk.empty() ? "16G" : f.kv_disk;
   const absl::StatusOr<int64_t> bytes = ParseBytes(size);

@@ -28,6 +28,7 @@ struct ModelFlags {
   std::string vram;             // bytes of its GPU that a rank may take; empty: what is free
   std::string kv_cache_dir;     // KV pages are kept there for later runs
   std::string kv_disk;          // bytes on disk for the KV pages of a rank, such as 16G
+  std::string kv_cache_limit;   // of the whole folder, such as 64G
   bool in_process = false;      // ranks are threads of this process
   std::string hostfile;
   std::string hosts;

@@ -170,15 +170,15 @@ absl::Status AsyncFile::Sync() {
   return PieceError({true}, path_, errno);
 }
 
-absl::Status AsyncFile::Reserve(int64_t bytes) {
-  if (fallocate(fd_, 0, 0, bytes) == 0 || errno == EOPNOTSUPP || errno == ENOSYS) {
+absl::Status AsyncFile::Reserve(int64_t offset, int64_t bytes) {
+  if (fallocate(fd_, 0, offset, bytes) == 0 || errno == EOPNOTSUPP || errno == ENOSYS) {
     return absl::OkStatus();
   }
   if (errno != ENOSPC && errno != EDQUOT) return PieceError({true}, path_, errno);
   struct statvfs fs = {};
   fstatvfs(fd_, &fs);
   return absl::ResourceExhaustedError(
-      absl::StrCat(path_, " needs ", bytes, " bytes, its file system has ",
+      absl::StrCat(path_, " needs ", bytes, " bytes more, its file system has ",
                    static_cast<int64_t>(fs.f_bavail) * static_cast<int64_t>(fs.f_frsize),
                    " free: make room or choose another folder"));
 }

@@ -94,9 +94,9 @@ class AsyncFile {
   // flight.
   absl::Status Transfer(bool write, int64_t offset, uint8_t* data, int64_t bytes, int depth = 8);
   absl::Status Sync();
-  // Sets the space of a file that is being written aside. kResourceExhausted when the disk has
-  // less.
-  absl::Status Reserve(int64_t bytes);
+  // Sets the space of a part of a file that is being written aside. kResourceExhausted when the
+  // disk has less.
+  absl::Status Reserve(int64_t offset, int64_t bytes);
   bool Register(uint8_t* data, int64_t bytes) { return queue_->Register(data, bytes); }
 
   int64_t size() const { return size_; }  // when it was opened

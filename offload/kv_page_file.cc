@@ -15,15 +15,24 @@
 #include "absl/strings/str_format.h"
 #include "kernels/buffer.h"
 #include "kernels/status_macros.h"
+#include "offload/kv_directory.h"
 
 namespace shoal {
 namespace {
+
+// Of any model: bounds what is believed of a file before its checksums are seen.
+constexpr uint32_t kLayersMax = 1 << 16;
+constexpr int64_t kBlockBytesMax = int64_t{1} << 30;
 
 absl::Status FileError(const std::string& what, const std::string& path, int error) {
   const std::string text = absl::StrCat(what, " ", path, ": ", strerror(error));
   if (error == EACCES || error == EPERM || error == EROFS) return absl::PermissionDeniedError(text);
   if (error == ENOSPC || error == EDQUOT) return absl::ResourceExhaustedError(text);
   return absl::UnavailableError(text);
+}
+
+uint64_t HeaderChecksum(const KvFileHeader& h) {
+  return XXH3_64bits(&h, offsetof(KvFileHeader, checksum));
 }
 
 KvFileHeader MakeHeader(const KvFileOptions& o) {
@@ -33,7 +42,7 @@ KvFileHeader MakeHeader(const KvFileOptions& o) {
   h.layers = static_cast<uint32_t>(o.shape.layers);
   h.block_bytes = o.shape.block_bytes;
   h.key = o.key;
-  h.checksum = XXH3_64bits(&h, offsetof(KvFileHeader, checksum));
+  h.checksum = HeaderChecksum(h);
   return h;
 }
 
@@ -73,10 +82,15 @@ absl::StatusOr<int> OpenUnnamed(const std::string& dir, std::string* path) {
 }
 
 // The named file, locked; -1 when another process has it.
-absl::StatusOr<int> OpenNamed(const std::string& path) {
+absl::StatusOr<int> OpenNamed(const std::string& dir, const std::string& path) {
+  // Whoever takes pages from files that nobody uses is done when this is ours.
+  SHOAL_ASSIGN_OR_RETURN(const KvFolderLock folder, KvFolderLock::Take(dir));
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (fd < 0) return FileError("cannot open", path, errno);
-  if (flock(fd, LOCK_EX | LOCK_NB) == 0) return fd;
+  if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+    futimens(fd, nullptr);  // used now: a hint for who makes room
+    return fd;
+  }
   const int error = errno;
   close(fd);
   if (error == EWOULDBLOCK) return -1;
@@ -145,6 +159,30 @@ bool DecodeKvRecord(const uint8_t* bytes, const KvPageShape& shape, const KvName
   return true;
 }
 
+absl::StatusOr<KvPageIndex> ReadKvPageIndex(int fd) {
+  KvFileHeader h;
+  struct stat st = {};
+  if (fstat(fd, &st) != 0 || pread(fd, &h, sizeof h, 0) != ssize_t{sizeof h} ||
+      memcmp(h.magic, kKvFileMagic, sizeof h.magic) != 0 || h.version != kKvFileVersion ||
+      h.checksum != HeaderChecksum(h) || h.layers == 0 || h.layers > kLayersMax ||
+      h.block_bytes <= 0 || h.block_bytes > kBlockBytesMax) {
+    return absl::DataLossError("not a file of KV pages");
+  }
+  KvPageIndex index;
+  index.shape = {static_cast<int>(h.layers), h.block_bytes};
+  const int64_t records = (st.st_size - kKvFileHeaderBytes) / index.shape.record_bytes();
+  index.records.resize(std::max<int64_t>(0, records));
+  std::vector<uint8_t> header(index.shape.header_bytes());
+  for (size_t r = 0; r < index.records.size(); r++) {
+    const int64_t at = index.shape.record_offset(static_cast<int>(r));
+    if (pread(fd, header.data(), header.size(), at) != static_cast<ssize_t>(header.size()) ||
+        !DecodeKvRecord(header.data(), index.shape, h.key, &index.records[r])) {
+      index.records[r] = {};
+    }
+  }
+  return index;
+}
+
 KvPageFile::~KvPageFile() {
   file.reset();
   if (lock_fd >= 0) close(lock_fd);
@@ -158,7 +196,7 @@ absl::StatusOr<std::unique_ptr<KvPageFile>> OpenKvPageFile(const KvFileOptions& 
   std::string path =
       absl::StrCat(o.dir, "/kv-", absl::StrFormat("%016x%016x", o.key.high, o.key.low), ".pages");
   if (o.keep) {
-    SHOAL_ASSIGN_OR_RETURN(f->lock_fd, OpenNamed(path));
+    SHOAL_ASSIGN_OR_RETURN(f->lock_fd, OpenNamed(o.dir, path));
     if (f->lock_fd < 0) {
       f->note = absl::StrCat(path,
                              " is in use by another process: the KV pages of this run are "
@@ -194,7 +232,7 @@ absl::StatusOr<std::unique_ptr<KvPageFile>> OpenKvPageFile(const KvFileOptions& 
   }
   if (!named) unlink(path.c_str());
   SHOAL_RETURN_IF_ERROR(status);
-  if (o.reserve) SHOAL_RETURN_IF_ERROR(f->file->Reserve(o.shape.record_offset(o.records)));
+  if (o.reserve) SHOAL_RETURN_IF_ERROR(f->file->Reserve(0, o.shape.record_offset(o.records)));
   if (named) SHOAL_RETURN_IF_ERROR(Scan(o, f.get()));
   return f;
 }

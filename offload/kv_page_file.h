@@ -89,12 +89,21 @@ void EncodeKvRecord(const KvRecord& record, const KvPageShape& shape, const KvNa
 bool DecodeKvRecord(const uint8_t* bytes, const KvPageShape& shape, const KvName& key,
                     KvRecord* record);
 
+// What a page file holds, read by someone who is not its owner.
+struct KvPageIndex {
+  KvPageShape shape;
+  std::vector<KvRecord> records;  // empty ones where there is no page
+};
+// kDataLoss when fd is no page file of this version.
+absl::StatusOr<KvPageIndex> ReadKvPageIndex(int fd);
+
 struct KvFileOptions {
   std::string dir;
   bool keep = false;  // the pages outlive the process; else the file has no name
   KvName key;
   KvPageShape shape;
-  int records = 0;       // the file's limit
+  int records = 0;            // the file's limit
+  int64_t dir_bytes_max = 0;  // of all page files in `dir` that have names; 0: no limit
   bool reserve = false;  // take all of the disk's space now; kResourceExhausted when it lacks it
   IoEngine engine = IoEngine::kAuto;
   std::function<int(const IoPiece&)> fault;  // tests

@@ -31,7 +31,9 @@ KvPager::KvPager(const Options& options, KvMemory& memory)
       shape_(options.file.shape),
       buffer_bytes_(BufferBytes(options.file.shape)),
       chunk_layers_(ChunkLayers(options.file.shape)),
-      memory_(memory) {}
+      memory_(memory),
+      folder_(options.file.dir, options.file.keep ? options.file.dir_bytes_max : 0),
+      reserved_(options.file.records) {}
 
 absl::StatusOr<std::unique_ptr<KvPager>> KvPager::Open(const Options& options, KvMemory& memory) {
   SHOAL_CHECK(options.buffers >= 4 && options.depth >= 1 && options.depth < kIoDepthMax,
@@ -45,7 +47,9 @@ absl::StatusOr<std::unique_ptr<KvPager>> KvPager::Open(const Options& options, K
   file.Register(pager->staging_.data(), static_cast<int64_t>(pager->staging_.size()));
   pager->jobs_.resize(options.depth);
   for (int j = 0; j < options.depth; j++) pager->free_jobs_.push_back(j);
-  pager->reserved_ = file.size();
+  for (size_t r = 0; r < pager->file_->found.size(); r++) {
+    pager->reserved_[r] = pager->file_->found[r].blocks() > 0;
+  }
   {
     MutexLock lock(&pager->mu_);
     for (int b = 0; b < options.buffers; b++) pager->free_buffers_.push_back(b);
@@ -269,15 +273,17 @@ bool KvPager::Pick(Job* job) {
 // False when there is nothing to transfer because the job has failed already.
 bool KvPager::Start(Job& job) {
   if (job.kind == Kind::kWrite) {
-    const int64_t end = shape_.record_offset(job.record + 1);
-    if (end > reserved_) {
-      if (absl::Status s = file_->file->Reserve(end); !s.ok()) {
+    if (!reserved_[job.record]) {
+      const int64_t bytes = shape_.record_bytes();
+      const absl::Status s = folder_.Grow(
+          bytes, [&] { return file_->file->Reserve(shape_.record_offset(job.record), bytes); });
+      if (!s.ok()) {
         Warn(
             absl::StrCat(s.message(), "; KV pages that do not fit are computed again when needed"));
         job.failed = true;
         return false;
       }
-      reserved_ = end;
+      reserved_[job.record] = true;
     }
     std::vector<uint64_t> sums;
     for (int l = 0; l < job.layers; l++) {

@@ -19,6 +19,7 @@
 #include "absl/types/span.h"
 #include "kernels/buffer.h"
 #include "kernels/mutex.h"
+#include "offload/kv_directory.h"
 #include "offload/kv_page_file.h"
 
 namespace shoal {
@@ -147,7 +148,8 @@ class KvPager {
   // I/O thread.
   std::vector<Job> jobs_;  // in flight, by tag
   std::vector<int> free_jobs_;
-  int64_t reserved_ = 0;
+  const KvDirectory folder_;
+  std::vector<bool> reserved_;  // [records]: has its place on the disk
 
   Mutex mu_;
   CondVar work_cv_;  // I/O thread: there is something to do

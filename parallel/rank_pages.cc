@@ -57,10 +57,12 @@ absl::Status Rank::OpenPager(const Checkpoint& checkpoint) {
   page_records_ = KvPageRecords(config_, options_, plan_);
   if (page_records_ == 0) {
     if (options_.kv_disk.bytes == 0) return absl::OkStatus();
+    const bool by_folder = options_.kv_disk.dir_bytes_max > 0 &&
+                           options_.kv_disk.dir_bytes_max < options_.kv_disk.bytes;
     return absl::InvalidArgumentError(
-        absl::StrCat(options_.kv_disk.bytes,
-                     " bytes on disk do not hold one KV page: give more "
-                     "(--kv-disk)"));
+        absl::StrCat(by_folder ? options_.kv_disk.dir_bytes_max : options_.kv_disk.bytes,
+                     " bytes on disk do not hold one KV page of each rank: give more (",
+                     by_folder ? "--kv-cache-limit" : "--kv-disk", ")"));
   }
   if (!backend_->shares_host_memory()) {
     return absl::FailedPreconditionError(
@@ -70,6 +72,7 @@ absl::Status Rank::OpenPager(const Checkpoint& checkpoint) {
   KvPager::Options o;
   o.file.dir = options_.kv_disk.dir;
   o.file.keep = options_.kv_disk.keep;
+  o.file.dir_bytes_max = options_.kv_disk.dir_bytes_max;
   if (o.file.keep) {
     SHOAL_ASSIGN_OR_RETURN(o.file.key, FileKey(checkpoint, config_, options_, plan_, plan.rank));
   }

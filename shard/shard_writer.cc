@@ -181,7 +181,7 @@ class RankWriter {
     file_options.write = true;
     file_options.create = !resume;
     SHOAL_ASSIGN_OR_RETURN(file_, AsyncFile::Open(part, file_options));
-    SHOAL_RETURN_IF_ERROR(file_->Reserve(file_bytes()));
+    SHOAL_RETURN_IF_ERROR(file_->Reserve(0, file_bytes()));
     if (!resume) SHOAL_RETURN_IF_ERROR(WriteHeader());
     SHOAL_RETURN_IF_ERROR(journal_.Begin(rank_.checksums));
     const size_t first = rank_.checksums.size();

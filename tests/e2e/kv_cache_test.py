@@ -111,11 +111,43 @@ class KvCacheTest(harness.TestCase):
         self.assertIn('in use by another process', second.err)
         self.check_restored(self.complete(), second)
 
+    def test_limit_of_the_folder(self):
+        plain = self.complete(cached=False)
+        first = self.complete()
+        file, = self.dir.glob('*.pages')
+        size = file.stat().st_size
+        other = harness.generate(self.scratch / 'other.gguf', '--dim', 256, '--layers', 4, '--heads', 4, '--kv-heads', 4,
+                                 '--ffn', 512, '--vocab', 512, '--context', 2048, '--seed', 2)
+        limit = ['--kv-cache-limit', size + size // 2]  # of both models together
+
+        def complete_other():
+            return self.assert_ok(harness.shoal('run', '-m', other, '-p', WORDS, '-n', 16, '--temp', 0, '-c', 2048,
+                                                '--kv-cache-dir', self.dir, *limit))
+
+        def taken():
+            return sum(min(f.stat().st_blocks * 512, f.stat().st_size) for f in self.dir.glob('*.pages'))
+        one = complete_other()
+        self.assertNotIn('computed again', one.err)
+        self.assertLessEqual(taken(), size + size // 2)
+        two = complete_other()
+        self.assertEqual(two.out, one.out)
+        self.assertGreater(self.cached_tokens(two)[1], 600)
+        # What was there first gave way in part, its oldest pages; that costs time and nothing else.
+        again = self.complete(*limit)
+        self.assertEqual(again.out, first.out)
+        self.assertEqual(again.out, plain.out)
+        self.assertLess(self.cached_tokens(again)[1], 600)
+        self.assertLessEqual(taken(), size + size // 2)
+        self.check_restored(self.complete(*limit), plain)
+
     def test_bad_flags(self):
-        for flags in (['--kv-disk', 'much'], ['--kv-disk', '1K']):
+        for flags in (['--kv-disk', 'much'], ['--kv-disk', '1K'], ['--kv-cache-limit', '1K'], ['--kv-cache-limit', 'much']):
             result = harness.shoal('run', '-p', 'a', '-n', 1, '--kv-cache-dir', self.dir, *flags)
             self.assertNotEqual(result.code, 0)
-            self.assertIn('--kv-disk', result.err)
+            self.assertIn(flags[0], result.err)
+        result = harness.shoal('run', '-p', 'a', '-n', 1, '--kv-cache-limit', '1G')
+        self.assertEqual(result.code, harness.USAGE, str(result))
+        self.assertIn('--kv-cache-dir', result.err)
         blocked = self.scratch / 'file'
         blocked.write_text('')
         result = harness.shoal('run', '-p', 'a', '-n', 1, '--kv-cache-dir', blocked)

@@ -100,7 +100,9 @@ class KvPagerTest : public testing::TestWithParam<IoEngine> {
     return pager.ok() ? *std::move(pager) : nullptr;
   }
   std::string PathOf() const {
-    for (const auto& e : std::filesystem::directory_iterator(dir_)) return e.path();
+    for (const auto& e : std::filesystem::directory_iterator(dir_)) {
+      if (e.path().extension() == ".pages") return e.path();
+    }
     return "";
   }
   static std::vector<KvName> Names(int record, int blocks) {

@@ -142,7 +142,9 @@ TEST_F(KvDiskParity, DamagedPagesAreComputedAgain) {
   Do(2, 1, kThree, 20);
   // One byte in the middle of the data of one rank's file.
   std::string file;
-  for (const auto& e : std::filesystem::directory_iterator(dir())) file = e.path();
+  for (const auto& e : std::filesystem::directory_iterator(dir())) {
+    if (e.path().extension() == ".pages") file = e.path();
+  }
   const KvPageShape shape = {4, int64_t{config_.kv_heads} / 2 * config_.head_dim * 2 * 2 * 16};
   std::fstream f(file, std::ios::in | std::ios::out | std::ios::binary);
   f.seekp(shape.part_offset(0, 2) + 100);
