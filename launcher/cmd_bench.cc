@@ -503,6 +503,7 @@ void AddBenchCommand(CLI::App& app, CommandLine& line) {
   auto flags = std::make_shared<BenchFlags>();
   CLI::App* bench = app.add_subcommand("bench", "prompt and generation speed");
   AddModelFlags(*bench, flags->model);
+  AddKvTokensFlag(*bench, flags->model, "a full context for each sequence");
   bench->add_option("-p,--n-prompt", flags->prompts, "prompt lengths, such as 128,512; 0: none")
       ->capture_default_str();
   bench->add_option("-n,--n-gen", flags->generates, "tokens to generate; 0: none")

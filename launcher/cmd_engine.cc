@@ -17,7 +17,6 @@ struct EngineFlags {
   ModelFlags model;
   std::string socket;
   int parallel = 1;
-  int kv_tokens = 0;
   bool no_prefix_cache = false;
 };
 
@@ -48,7 +47,6 @@ int RunEngine(const EngineFlags& flags, const CommandLine& line) {
   options.quiet = true;
   options.adjust = [&flags](const Checkpoint& checkpoint, const ModelConfig& config,
                             EngineOptions& o) -> absl::Status {
-    o.kv_tokens = flags.kv_tokens;
     if (o.kv_tokens > 0) return absl::OkStatus();
     SHOAL_ASSIGN_OR_RETURN(o.kv_tokens, UsualKvTokens(checkpoint, config, o, flags.parallel));
     return absl::OkStatus();
@@ -67,7 +65,7 @@ void AddEngineCommand(CLI::App& app, CommandLine& line) {
   AddModelFlags(*engine, flags->model);
   engine->add_option("--socket", flags->socket, "the coordinator's socket")->required();
   engine->add_option("--parallel", flags->parallel, "sequences computed at once");
-  engine->add_option("--kv-tokens", flags->kv_tokens, "tokens that the KV cache holds");
+  AddKvTokensFlag(*engine, flags->model, "what serve says");
   engine->add_flag("--no-prefix-cache", flags->no_prefix_cache, "compute every prompt anew");
   engine->callback([flags, engine, &line] {
     flags->model.context_given = engine->get_option("--ctx-size")->count() > 0;

@@ -132,6 +132,10 @@ void ForecastRank(const WholePlan& whole, const MachineSpeed& speed, double idle
   r.decode_one_more_s = Predict(r.layout, whole.config, r.with_one_more, speed, work).decode_s;
   work.kv_bytes = kv_token * whole.options.context;
   r.decode_full_s = Predict(r.layout, whole.config, r.placement, speed, work).decode_s;
+  const int on_disk = whole.options.context - whole.options.kv_tokens;
+  if (on_disk > 0 && StreamsKv(whole.options, whole.page_records) && speed.read_bytes_per_s > 0) {
+    r.decode_full_s += kv_token * on_disk / speed.read_bytes_per_s;
+  }
 }
 
 // Ranks of a stage work side by side, stages one after the other; prefill keeps all stages busy.
@@ -280,8 +284,11 @@ void PrintText(const WholePlan& w) {
     }
     fmt::print("\n");
     if (w.options.kv_disk.bytes > 0) {
-      fmt::print("  KV pages on disk: {} tokens in {:.3f} GB\n", TokensOnDisk(w),
-                 Gb(TokensOnDisk(w) * r.kv_token));
+      fmt::print("  KV pages on disk: {} tokens in {:.3f} GB{}\n", TokensOnDisk(w),
+                 Gb(TokensOnDisk(w) * r.kv_token),
+                 StreamsKv(w.options, w.page_records)
+                     ? "; a context that memory does not hold is read from there for each token"
+                     : "");
     }
     if (r.device.has_value()) {
       const DevicePlacement& d = *r.device;
@@ -364,6 +371,7 @@ void AddPlanCommand(CLI::App& app, CommandLine& line) {
   CLI::App* plan =
       app.add_subcommand("plan", "who holds what in which tier, how fast that is, and why");
   AddModelFlags(*plan, flags->model);
+  AddKvTokensFlag(*plan, flags->model, "a full context for each sequence");
   plan->add_option("-o,--output", flags->output, "text or json")
       ->check(CLI::IsMember({"text", "json"}));
   plan->add_option(

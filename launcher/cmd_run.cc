@@ -76,6 +76,11 @@ absl::Status ReadWork(const RunFlags& f, const ModelConfig& config, const Engine
   if (work.tokens.empty())
     return UsageError("the prompt is empty and the model has no start token: give -p TEXT");
   const int length = static_cast<int>(work.tokens.size());
+  if (length >= options.kv_tokens && length < options.context && options.kv_disk.bytes == 0) {
+    return UsageError(absl::StrCat(
+        "the prompt has ", length, " tokens, but the KV cache holds ", options.kv_tokens,
+        ": raise --kv-tokens, or let what memory does not hold go to disk (--kv-disk)"));
+  }
   if (length < options.context) return absl::OkStatus();
   return UsageError(absl::StrCat(
       "the prompt has ", length, " tokens, but the context holds ", options.context,
@@ -166,6 +171,7 @@ void AddRunCommand(CLI::App& app, CommandLine& line) {
   auto flags = std::make_shared<RunFlags>();
   CLI::App* run = app.add_subcommand("run", "complete a prompt, or chat when none is given");
   AddModelFlags(*run, flags->model);
+  AddKvTokensFlag(*run, flags->model, "a full context for each sequence");
   AddSamplingFlags(*run, flags->sampling);
   CLI::Option* prompt = run->add_option("-p,--prompt", flags->prompt, "text to continue");
   CLI::Option* file =

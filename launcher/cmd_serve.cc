@@ -46,7 +46,6 @@ struct ServeFlags {
   ModelFlags model;
   std::string alias;
   int parallel = 16;
-  int kv_tokens = 0;
   bool no_prefix_cache = false;
   HttpServerOptions http;
   GrpcOptions grpc;
@@ -92,7 +91,7 @@ absl::StatusOr<std::vector<std::string>> EngineCommand(const ServeFlags& f) {
   add("--ram", m.ram);
   if (m.in_process) command.push_back("--in-process");
   add("--parallel", absl::StrCat(f.parallel));
-  if (f.kv_tokens > 0) add("--kv-tokens", absl::StrCat(f.kv_tokens));
+  if (m.kv_tokens > 0) add("--kv-tokens", absl::StrCat(m.kv_tokens));
   if (f.no_prefix_cache) command.push_back("--no-prefix-cache");
   return command;
 }
@@ -399,10 +398,7 @@ void AddServeFlags(CLI::App& app, ServeFlags& f) {
   app.add_option("--parallel,--max-num-seqs", f.parallel, "sequences computed at once")
       ->envname("SHOAL_PARALLEL")
       ->capture_default_str();
-  app.add_option(
-         "--kv-tokens", f.kv_tokens,
-         "tokens that the KV cache holds (default: a full context for each sequence, or 2 GiB)")
-      ->envname("SHOAL_KV_TOKENS");
+  AddKvTokensFlag(app, f.model, "a full context for each sequence, or 2 GiB");
   app.add_flag("--no-prefix-cache", f.no_prefix_cache, "compute every prompt anew")
       ->envname("SHOAL_NO_PREFIX_CACHE");
   app.add_option("--max-requests", f.limits.requests, "requests under way, waiting ones included")

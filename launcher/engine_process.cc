@@ -188,7 +188,10 @@ pb::FromEngine MakeHello(const Session& session, const std::vector<RankStats>& s
   h.set_vocab_size(session.config.vocab);
   h.set_context(session.options.context);
   h.set_slots(session.options.sequences);
-  h.set_kv_tokens(session.options.kv_tokens);
+  // Where a context may be larger than what is in memory, it is what a request may take.
+  h.set_kv_tokens(StreamsKv(session.options, rank.page_records())
+                      ? std::max(session.options.kv_tokens, session.options.context)
+                      : session.options.kv_tokens);
   h.set_tp(plan.tp);
   h.set_pp(plan.pp);
   h.set_pid(getpid());

@@ -119,6 +119,15 @@ absl::StatusOr<T> Choose(const char* flag, const std::string& value,
 
 }  // namespace
 
+void AddKvTokensFlag(CLI::App& app, ModelFlags& f, const char* usual) {
+  app.add_option(
+         "--kv-tokens", f.kv_tokens,
+         absl::StrCat("tokens of KV cache in memory; with --kv-disk a context may be larger "
+                      "(default: ",
+                      usual, ")"))
+      ->envname("SHOAL_KV_TOKENS");
+}
+
 namespace {
 
 absl::StatusOr<KvDiskOptions> ToKvDiskOptions(const ModelFlags& f) {
@@ -179,6 +188,9 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
   absl::StatusOr<KvDiskOptions> disk = ToKvDiskOptions(f);
   if (!disk.ok()) return disk.status();
   o.kv_disk = *std::move(disk);
+  if (f.kv_tokens < 0)
+    return UsageError(absl::StrCat("--kv-tokens ", f.kv_tokens, ": give a number of tokens"));
+  o.kv_tokens = f.kv_tokens;
   o.context = f.context;
   o.rows = f.rows;
   o.cpu.threads = f.threads;

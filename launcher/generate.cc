@@ -44,6 +44,11 @@ absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
     }
   }
   show(utf8.Finish());
+  if (g.finish == FinishReason::kError) {
+    return absl::UnavailableError(
+        "the context does not fit in memory, and its KV pages could not be read back from disk: "
+        "give the KV cache more memory (--kv-tokens), or --kv-disk a disk with room");
+  }
   const Clock::time_point end = Clock::now();
   g.prompt_seconds = std::chrono::duration<double>(first - start).count();
   g.decode_seconds = drawn > 1 ? std::chrono::duration<double>(end - first).count() : 0;

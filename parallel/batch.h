@@ -21,6 +21,7 @@ struct Batch {
     kFetchLogits,  // last stage: send the whole logit rows `fetch` of step `step` again
     kListPages,    // tell rank 0 which KV pages of an earlier run this rank has
     kAwaitLoads,   // wait for the pages that earlier batches load, tell rank 0 which failed
+    kAwaitStream,  // tell rank 0 which pages that earlier batches stream could not be read
     kStats,        // send RankStats to rank 0
     kStop,         // write the pages, leave the loop
   };
@@ -35,7 +36,9 @@ struct Batch {
     int32_t decode = 0;  // 1: the rows lie in the decode part
   };
 
-  // Block table of `slot`: entry `index` is now `block`.
+  // Block table of `slot`: entry `index` is now `block`. kOnDisk - r: the page that begins there is
+  // read from record r by every batch that needs it; such pages lead the table.
+  static constexpr int32_t kOnDisk = -2;
   struct TableEntry {
     int32_t slot = 0;
     int32_t index = 0;

@@ -27,6 +27,7 @@ SchedulerLimits LimitsOf(const EngineOptions& o, const Rank& rank) {
   l.blocks = (o.kv_tokens + kKvBlockTokens - 1) / kKvBlockTokens;
   l.prefix_cache = o.prefix_cache;
   l.pages = rank.pager() == nullptr ? 0 : rank.page_records();
+  l.stream = StreamsKv(o, l.pages);
   return l;
 }
 
@@ -110,6 +111,18 @@ void Engine::LearnCosts(const Batch& batch, double seconds) {
   scheduler_.SetCosts(costs_);
 }
 
+// Learns which pages that the steps so far had to read from disk some rank could not read.
+absl::Status Engine::AwaitStream() {
+  Batch await;
+  await.kind = Batch::Kind::kAwaitStream;
+  SHOAL_RETURN_IF_ERROR(Launch(await));
+  const auto records = rank_->CollectStreamFailures();
+  broken_ = !records.ok();
+  if (broken_) return records.status();
+  scheduler_.StreamFailed(*records);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::vector<TokenEvent>> Engine::Step() {
   std::vector<TokenEvent> events;
   if (!pages_listed_) SHOAL_RETURN_IF_ERROR(ListPages());
@@ -164,10 +177,14 @@ absl::StatusOr<std::vector<TokenEvent>> Engine::Finish(InFlight oldest) {
     SHOAL_ASSIGN_OR_RETURN(oldest.results, rank_->Collect(oldest.step.batch));
   }
   const Scheduler::Step& step = oldest.step;
-  // The results of a device come later than its launch.
-  LearnCosts(step.batch, rank_->mesh().stages() > 1
-                             ? oldest.launch_s
-                             : absl::ToDoubleSeconds(absl::Now() - oldest.began));
+  if (step.streams) {
+    SHOAL_RETURN_IF_ERROR(AwaitStream());
+  } else {
+    // The results of a device come later than its launch.
+    LearnCosts(step.batch, rank_->mesh().stages() > 1
+                               ? oldest.launch_s
+                               : absl::ToDoubleSeconds(absl::Now() - oldest.began));
+  }
   std::vector<ShardRow> rows = *std::move(oldest.results);
   std::vector<std::vector<float>> embeddings(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) embeddings[i] = std::move(rows[i].hidden);
@@ -182,7 +199,7 @@ absl::StatusOr<std::vector<TokenEvent>> Engine::Finish(InFlight oldest) {
     e.token = samples[i].token;
     e.sample = std::move(samples[i]);
     e.embedding = std::move(embeddings[i]);
-    e.has_token = !s.cancelled && !s.request.embed;
+    e.has_token = !s.cancelled && !s.lost && !s.request.embed;
     events.push_back(std::move(e));
   }
   for (const Scheduler::Finished& f : scheduler_.Complete(step, tokens)) {

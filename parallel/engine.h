@@ -80,6 +80,7 @@ class Engine {
   absl::Status ListPages();
   absl::Status AwaitLoads();
   void LearnCosts(const Batch& batch, double seconds);
+  absl::Status AwaitStream();
   absl::StatusOr<std::vector<TokenEvent>> Finish(InFlight oldest);
   absl::StatusOr<std::vector<Sample>> SampleAll(const Scheduler::Step& step,
                                                 std::vector<ShardRow> rows);

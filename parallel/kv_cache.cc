@@ -1,20 +1,29 @@
 #include "parallel/kv_cache.h"
 
+#include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 
 namespace shoal {
 
 absl::StatusOr<KvCache> KvCache::Create(Backend& backend, const KvShape& shape, int layers,
-                                        int blocks, int slots, int blocks_per_slot) {
+                                        int blocks, int slots, int blocks_per_slot,
+                                        int window_blocks) {
   KvCache kv;
   kv.shape_ = shape;
   kv.layers_ = layers;
   kv.blocks_ = blocks;
   kv.slots_ = slots;
   kv.blocks_per_slot_ = blocks_per_slot;
-  absl::StatusOr<DeviceMemory> pool = backend.Allocate(blocks * BlockBytes(shape, layers));
+  kv.window_blocks_ = window_blocks;
+  if ((int64_t{blocks} * layers) + window_blocks > std::numeric_limits<int32_t>::max()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(blocks, " KV blocks of ", layers, " layers are more than can be numbered"));
+  }
+  absl::StatusOr<DeviceMemory> pool =
+      backend.Allocate(blocks * BlockBytes(shape, layers) + window_blocks * shape.block_bytes());
   if (!pool.ok()) return pool.status();
   kv.pool_ = *std::move(pool);
   kv.tables_.assign(int64_t{slots} * blocks_per_slot, -1);
@@ -27,6 +36,14 @@ KvLayer KvCache::layer(int local_layer) {
 
 absl::Status KvCache::Apply(const std::vector<Batch::TableEntry>& entries) {
   for (const Batch::TableEntry& e : entries) {
+    const bool on_disk = e.block <= Batch::kOnDisk && window_blocks_ > 0 && e.index >= 0 &&
+                         e.index % kKvPageBlocks == 0 &&
+                         e.index + kKvPageBlocks <= blocks_per_slot_;
+    if (on_disk && e.slot >= 0 && e.slot < slots_) {
+      std::fill_n(tables_.begin() + int64_t{e.slot} * blocks_per_slot_ + e.index, kKvPageBlocks,
+                  e.block);
+      continue;
+    }
     if (e.slot < 0 || e.slot >= slots_ || e.index < 0 || e.index >= blocks_per_slot_ ||
         e.block < 0 || e.block >= blocks_) {
       return absl::InternalError(absl::StrCat(
@@ -64,6 +81,15 @@ void KvCache::CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t*
   }
 }
 
+int KvCache::PagesOnDisk(int slot) const {
+  int pages = 0;
+  while ((pages + 1) * kKvPageBlocks <= blocks_per_slot_ &&
+         table(slot)[pages * kKvPageBlocks] <= Batch::kOnDisk) {
+    ++pages;
+  }
+  return pages;
+}
+
 absl::Status KvCache::CheckRun(const Batch::Run& run, int rows) const {
   const bool in_batch = run.row >= 0 && run.rows > 0 && run.row + run.rows <= rows;
   const bool in_table = run.slot >= 0 && run.slot < slots_ && run.pos >= 0 &&
@@ -74,7 +100,12 @@ absl::Status KvCache::CheckRun(const Batch::Run& run, int rows) const {
                                             " lies outside the batch or its table"));
   }
   const int32_t* blocks = table(run.slot);
-  for (int b = 0; b <= (run.pos + run.rows - 1) / kKvBlockTokens; ++b) {
+  const int on_disk = PagesOnDisk(run.slot) * kKvPageBlocks;
+  if (on_disk > run.pos / kKvBlockTokens) {
+    return absl::InternalError(
+        absl::StrCat("slot ", run.slot, " has no block to write position ", run.pos, " to"));
+  }
+  for (int b = on_disk; b <= (run.pos + run.rows - 1) / kKvBlockTokens; ++b) {
     if (blocks[b] < 0) {
       return absl::InternalError(
           absl::StrCat("slot ", run.slot, " has no block for position ", b * kKvBlockTokens));

@@ -14,13 +14,16 @@
 namespace shoal {
 
 // Memory layout: [block][layer held here][K, V], so one block with all its layers is one run of
-// bytes. Used by the rank's engine thread; the pager moves blocks to and from disk.
+// bytes; the window's blocks, of one layer each, are behind them. Used by the rank's engine thread;
+// the pager moves blocks to and from disk.
 class KvCache final : public KvMemory {
  public:
   // layers: those this rank holds. slots x blocks_per_slot is the size of the block tables.
-  // The blocks are memory of the backend's device.
+  // The blocks are memory of the backend's device. window_blocks: of one layer, for pages that
+  // pass by; host memory then.
   static absl::StatusOr<KvCache> Create(Backend& backend, const KvShape& shape, int layers,
-                                        int blocks, int slots, int blocks_per_slot);
+                                        int blocks, int slots, int blocks_per_slot,
+                                        int window_blocks);
   static int64_t BlockBytes(const KvShape& shape, int layers) {
     return layers * shape.block_bytes();
   }
@@ -28,6 +31,19 @@ class KvCache final : public KvMemory {
   KvLayer layer(int local_layer);
   // Rejects entries out of range: a batch comes from another process.
   absl::Status Apply(const std::vector<Batch::TableEntry>& entries);
+  // Leading pages of the slot that are on disk only, and the record of one of them.
+  int PagesOnDisk(int slot) const;
+  int RecordOf(int slot, int page) const {
+    return Batch::kOnDisk - table(slot)[page * kKvPageBlocks];
+  }
+  // The blocks of one layer beside the window, for attention to both: in FlatLayer(), block b of
+  // the pool is FlatBlock(layer, b), block i of the window WindowBlock(i).
+  KvLayer FlatLayer() { return {shape_, pool_.data(), shape_.block_bytes()}; }
+  int32_t FlatBlock(int local_layer, int block) const { return block * layers_ + local_layer; }
+  int32_t WindowBlock(int i) const { return blocks_ * layers_ + i; }
+  uint8_t* window() { return pool_.data() + int64_t{blocks_} * layers_ * shape_.block_bytes(); }
+  int window_blocks() const { return window_blocks_; }
+
   const int32_t* table(int slot) const { return tables_.data() + int64_t{slot} * blocks_per_slot_; }
   absl::Status CheckRun(const Batch::Run& run, int rows) const;
   absl::Status CheckBlocks(absl::Span<const int32_t> blocks, bool may_skip) const;
@@ -43,8 +59,10 @@ class KvCache final : public KvMemory {
   int blocks_ = 0;
   int slots_ = 0;
   int blocks_per_slot_ = 0;
+  int window_blocks_ = 0;
   DeviceMemory pool_;
-  std::vector<int32_t> tables_;  // [slots, blocks_per_slot], -1 where unset
+  // [slots, blocks_per_slot], -1 where unset, all 16 entries of a page on disk kOnDisk - record.
+  std::vector<int32_t> tables_;
 };
 
 }  // namespace shoal

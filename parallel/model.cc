@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -63,6 +64,7 @@ absl::Status Model::Forward(const Batch& batch) {
     SHOAL_RETURN_IF_ERROR(Attention(static_cast<int>(layer)));
     SHOAL_RETURN_IF_ERROR(FeedForward(static_cast<int>(layer)));
   }
+  if (!streamed_.empty()) pager_->EndStream();
   if (!plan_.last_stage) return mesh_.pipeline().Send(x_, hidden_bytes, mesh_.next(), kHiddenTag);
   KeepLogitRows(batch);
   return backend_.Check();
@@ -101,11 +103,55 @@ absl::Status Model::Attention(int layer) {
   backend_.QkvToCache({q_out, k_out, v_out, width, w.vector(Role::kQNorm), w.vector(Role::kKNorm),
                        config_.norm_eps, &rope},
                       heads_, kv, segments_);
-  backend_.Attention(q_out, width, heads_, kv, segments_, attended_, qw);
+  if (!in_memory_.empty()) backend_.Attention(q_out, width, heads_, kv, in_memory_, attended_, qw);
+  for (const Streamed& s : streamed_) {
+    AttendStreamed(s, layer - static_cast<int>(plan_.layers.begin), q_out, width, attended_, qw);
+  }
 
   return RowLinear(backend_, mesh_.tp(), wire_, LinearInput::Plain(attended_, qw),
                    static_cast<int>(qw), rows_, w.matrix(Role::kO), w.vector(Role::kOBias),
                    partial_, x_);
+}
+
+// Says in which order the pass at hand will ask for pages, so that they are read ahead.
+void Model::AnnounceStream() {
+  if (streamed_.empty()) return;
+  std::vector<KvPager::StreamPart> parts;
+  for (int layer = 0; layer < static_cast<int>(plan_.layers.size()); ++layer) {
+    for (const Streamed& s : streamed_) {
+      for (int page = s.first_page; page < s.pages; ++page) {
+        parts.push_back({kv_.RecordOf(s.slot, page), layer});
+      }
+    }
+  }
+  pager_->BeginStream(parts);
+}
+
+// The pages of this layer pass through the window, and attention sees them beside the blocks in
+// memory as if they had always been there.
+void Model::AttendStreamed(const Streamed& s, int local_layer, const float* q, int64_t q_stride,
+                           float* out, int64_t out_stride) {
+  Segment segment = segments_[s.segment];
+  const int32_t* table = kv_.table(s.slot);
+  const int64_t page_bytes = kKvPageBlocks * kv_.FlatLayer().shape.block_bytes();
+  flat_table_.assign((segment.pos + segment.rows + kKvBlockTokens - 1) / kKvBlockTokens, -1);
+  for (int page = s.first_page; page < s.pages; ++page) {
+    const int window_page = page - s.first_page;
+    uint8_t* to = kv_.window() + window_page * page_bytes;
+    if (const uint8_t* part = pager_->NextPart()) {
+      std::memcpy(to, part, page_bytes);
+    } else {
+      std::memset(to, 0, page_bytes);  // rank 0 will hear of it and throw the result away
+    }
+    for (int b = 0; b < kKvPageBlocks; ++b) {
+      flat_table_[page * kKvPageBlocks + b] = kv_.WindowBlock(window_page * kKvPageBlocks + b);
+    }
+  }
+  for (int b = s.pages * kKvPageBlocks; b < static_cast<int>(flat_table_.size()); ++b) {
+    flat_table_[b] = kv_.FlatBlock(local_layer, table[b]);
+  }
+  segment.blocks = flat_table_.data();
+  backend_.Attention(q, q_stride, heads_, kv_.FlatLayer(), {segment}, out, out_stride);
 }
 
 absl::Status Model::FeedForward(int layer) {
@@ -229,10 +275,22 @@ absl::Status Model::PrepareRuns(const Batch& batch) {
   backend_.BeginBatch();
   rows_ = {batch.decode_rows, batch.rows() - batch.decode_rows};
   segments_.clear();
+  in_memory_.clear();
+  streamed_.clear();
   for (const Batch::Run& run : batch.runs) {
     SHOAL_RETURN_IF_ERROR(kv_.CheckRun(run, batch.rows()));
     segments_.push_back({run.row, run.rows, run.pos, kv_.table(run.slot), run.decode != 0});
+    const int pages = kv_.PagesOnDisk(run.slot);
+    if (pages == 0) {
+      in_memory_.push_back(segments_.back());
+      continue;
+    }
+    // A window's rows do not see the pages before it.
+    const int visible = heads_.window > 0 ? std::max(0, run.pos - heads_.window + 1) : 0;
+    streamed_.push_back({run.slot, static_cast<int>(segments_.size()) - 1,
+                         std::min(pages, visible / (kKvPageBlocks * kKvBlockTokens)), pages});
   }
+  AnnounceStream();
   for (const Batch::LogitRow& l : batch.logits) {
     if (l.row < 0 || l.row >= batch.rows())
       return absl::InternalError("a logit row lies outside its batch");
@@ -255,7 +313,8 @@ void Model::KeepLogitRows(const Batch& batch) {
 }
 
 Model::Model(const ModelConfig& config, const WeightLayout& layout, const ModelLimits& limits,
-             Wire wire, const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv)
+             Wire wire, const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv,
+             KvPager* pager)
     : config_(config),
       layout_(layout),
       limits_(limits),
@@ -264,7 +323,8 @@ Model::Model(const ModelConfig& config, const WeightLayout& layout, const ModelL
       plan_(mesh.plan()),
       backend_(backend),
       weights_(weights),
-      kv_(kv) {
+      kv_(kv),
+      pager_(pager) {
   heads_.q_heads = static_cast<int>(plan_.q_heads.size());
   heads_.head_dim = config.head_dim;
   heads_.q_head_begin = static_cast<int>(plan_.q_heads.begin);
@@ -281,12 +341,11 @@ Model::Model(const ModelConfig& config, const WeightLayout& layout, const ModelL
   }
 }
 
-absl::StatusOr<std::unique_ptr<Model>> Model::Create(const ModelConfig& config,
-                                                     const WeightLayout& layout,
-                                                     const ModelLimits& limits, Wire wire,
-                                                     const Mesh& mesh, Backend& backend,
-                                                     WeightSource& weights, KvCache& kv) {
-  std::unique_ptr<Model> model(new Model(config, layout, limits, wire, mesh, backend, weights, kv));
+absl::StatusOr<std::unique_ptr<Model>> Model::Create(
+    const ModelConfig& config, const WeightLayout& layout, const ModelLimits& limits, Wire wire,
+    const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv, KvPager* pager) {
+  std::unique_ptr<Model> model(
+      new Model(config, layout, limits, wire, mesh, backend, weights, kv, pager));
   SHOAL_RETURN_IF_ERROR(backend.Reserve(BackendLimits(config, mesh.plan(), limits)));
   SHOAL_ASSIGN_OR_RETURN(model->rope_, RopeTables::Create(backend, config, limits.context));
   SHOAL_RETURN_IF_ERROR(model->Allocate());

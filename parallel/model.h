@@ -31,11 +31,9 @@ struct ModelLimits {
 // backend's memory; what goes in and out (kept rows, hidden rows, logits) is host memory.
 class Model {
  public:
-  static absl::StatusOr<std::unique_ptr<Model>> Create(const ModelConfig& config,
-                                                       const WeightLayout& layout,
-                                                       const ModelLimits& limits, Wire wire,
-                                                       const Mesh& mesh, Backend& backend,
-                                                       WeightSource& weights, KvCache& kv);
+  static absl::StatusOr<std::unique_ptr<Model>> Create(
+      const ModelConfig& config, const WeightLayout& layout, const ModelLimits& limits, Wire wire,
+      const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv, KvPager* pager);
 
   // What the backend must reserve, and the bytes of the model's own activations, for the plan.
   static Backend::Limits BackendLimits(const ModelConfig& config, const RankPlan& plan,
@@ -65,12 +63,22 @@ class Model {
   };  // widths of q, k, v and their sum
 
   Model(const ModelConfig& config, const WeightLayout& layout, const ModelLimits& limits, Wire wire,
-        const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv);
+        const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv, KvPager* pager);
   absl::Status Allocate();
   int IndexOf(WeightUnit::Kind kind, int layer, int expert = -1) const;
   absl::StatusOr<Unit> Get(WeightUnit::Kind kind, int layer, int expert = -1);
   absl::Status Embed(const Batch& batch);
   absl::Status Attention(int layer);
+  // A segment whose first pages are on disk, and those that its rows see.
+  struct Streamed {
+    int slot = 0;
+    int segment = 0;
+    int first_page = 0;
+    int pages = 0;  // [first_page, pages)
+  };
+  void AnnounceStream();
+  void AttendStreamed(const Streamed& s, int local_layer, const float* q, int64_t q_stride,
+                      float* out, int64_t out_stride);
   absl::Status FeedForward(int layer);
   absl::Status Mlp(int layer);
   absl::Status MixtureOfExperts(int layer);
@@ -86,6 +94,7 @@ class Model {
   Backend& backend_;
   WeightSource& weights_;
   KvCache& kv_;
+  KvPager* const pager_;  // null: all KV blocks are in memory
   RopeTables rope_;
   AttentionShape heads_;
   std::vector<std::vector<int>> units_of_layer_;  // attention, then ffn or router and experts
@@ -95,6 +104,9 @@ class Model {
   // The batch at hand.
   RowCount rows_;
   std::vector<Segment> segments_;
+  std::vector<Segment> in_memory_;  // those of them whose KV blocks all are
+  std::vector<Streamed> streamed_;  // the others
+  std::vector<int32_t> flat_table_;
   std::vector<int32_t> local_ids_;
 
   // Activations, one row per token.

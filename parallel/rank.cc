@@ -93,7 +93,14 @@ void Merge(ShardRow& into, ShardRow&& from) {
 
 ModelLimits LimitsOf(const EngineOptions& o) { return {o.rows, o.context, kLogitSlice}; }
 
-int KvBlocks(const EngineOptions& o) { return (o.kv_tokens + kKvBlockTokens - 1) / kKvBlockTokens; }
+int BlocksFor(int tokens) { return (tokens + kKvBlockTokens - 1) / kKvBlockTokens; }
+
+int KvBlocks(const EngineOptions& o) { return BlocksFor(o.kv_tokens); }
+
+// Of one layer, through which the pages of a context pass that is larger than the pool.
+int KvWindowBlocks(const EngineOptions& o) {
+  return o.kv_disk.bytes > 0 && KvBlocks(o) < BlocksFor(o.context) ? BlocksFor(o.context) : 0;
+}
 
 KvShape KvShapeOf(const ModelConfig& config, const EngineOptions& o, const RankPlan& plan) {
   return {o.kv_type, static_cast<int>(plan.kv_heads.size()), config.head_dim};
@@ -117,6 +124,13 @@ int KvPageRecords(const ModelConfig& config, const EngineOptions& o, const Shard
     records = std::min(records, bytes / PageShapeOf(config, o, rank).record_bytes());
   }
   return static_cast<int>(std::max<int64_t>(0, records));
+}
+
+bool StreamsKv(const EngineOptions& o, int page_records) {
+  // A page that is being filled, one that is being written, and room for a chunk of rows.
+  constexpr int kLeastBlocks = 3 * kKvPageBlocks;
+  return KvWindowBlocks(o) > 0 && KvBlocks(o) >= kLeastBlocks &&
+         page_records >= BlocksFor(o.context) / kKvPageBlocks;
 }
 
 absl::StatusOr<EngineOptions> ResolveOptions(const ModelConfig& config, EngineOptions o) {
@@ -158,6 +172,7 @@ absl::StatusOr<RankMemory> Rank::MemoryNeeded(const Checkpoint& checkpoint,
                                                  static_cast<int>(plan.layers.size()));
   if (options.kv_disk.bytes > 0)
     m.kv += KvPager::MemoryBytes(PageShapeOf(config, options, plan), KvPager::Options{});
+  m.kv += KvWindowBlocks(options) * KvShapeOf(config, options, plan).block_bytes();
   m.workspace = backend.WorkspaceBytes(Model::BackendLimits(config, plan, limits)) +
                 Model::ActivationBytes(config, plan, limits);
   if (plan.last_stage)
@@ -204,17 +219,17 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
                             ? rank->LoadWeights(checkpoint, progress)
                             : rank->LoadDeviceWeights(checkpoint, progress));
 
-  const int blocks_per_slot = (options.context + kKvBlockTokens - 1) / kKvBlockTokens;
-  SHOAL_ASSIGN_OR_RETURN(KvCache kv,
-                         KvCache::Create(*rank->backend_, KvShapeOf(config, options, plan),
-                                         static_cast<int>(plan.layers.size()), KvBlocks(options),
-                                         options.sequences, blocks_per_slot));
+  const int blocks_per_slot = BlocksFor(options.context);
+  SHOAL_ASSIGN_OR_RETURN(
+      KvCache kv, KvCache::Create(*rank->backend_, KvShapeOf(config, options, plan),
+                                  static_cast<int>(plan.layers.size()), KvBlocks(options),
+                                  options.sequences, blocks_per_slot, KvWindowBlocks(options)));
   rank->kv_ = std::make_unique<KvCache>(std::move(kv));
   SHOAL_RETURN_IF_ERROR(rank->OpenPager(checkpoint));
   SHOAL_ASSIGN_OR_RETURN(
       rank->model_,
       Model::Create(rank->config_, rank->layout_, LimitsOf(options), options.wire, *rank->mesh_,
-                    *rank->backend_, *rank->weights_.source, *rank->kv_));
+                    *rank->backend_, *rank->weights_.source, *rank->kv_, rank->pager_.get()));
   if (plan.last_stage) rank->normed_.resize(config.dim);
   rank->kept_.resize(rank->plan_.pp + 1);
   return rank;
@@ -222,6 +237,13 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,
 
 absl::Status Rank::DoesNotFit(int64_t budget, int64_t least, const char* flag) const {
   const int64_t others = memory_.kv + memory_.workspace;
+  // --ram is of a host, --vram of a rank.
+  const Communicator& world = mesh_->world();
+  int64_t ranks = 0;
+  for (int r = 0; r < world.size(); ++r) ranks += world.host(r) == world.host(world.rank()) ? 1 : 0;
+  if (absl::string_view(flag) != "--ram") ranks = 1;
+  const std::string who =
+      ranks > 1 ? absl::StrCat("the ", ranks, " ranks of this host together ") : "it ";
   const int64_t token_bytes = KvTokenBytes(config_, options_, plan_.ranks[mesh_->world().rank()]);
   const int64_t tokens = (budget - memory_.workspace - least) / std::max<int64_t>(1, token_bytes);
   return absl::ResourceExhaustedError(absl::StrCat(
@@ -232,8 +254,8 @@ absl::Status Rank::DoesNotFit(int64_t budget, int64_t least, const char* flag) c
       ")\n  together   ", FormatBytes(least + others), "\n",
       tokens >= kKvBlockTokens
           ? absl::StrCat("a context of ", tokens / options_.sequences, " tokens (-c) would fit")
-          : absl::StrCat("give it ", FormatBytes(least + others - budget), " more (", flag,
-                         "), or try a smaller batch (-b) and context (-c)")));
+          : absl::StrCat("give ", who, FormatBytes(ranks * (least + others - budget)), " more (",
+                         flag, "), or try a smaller batch (-b) and context (-c)")));
 }
 
 WeightStoreOptions Rank::StoreOptions(const Progress& progress) const {

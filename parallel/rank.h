@@ -31,9 +31,9 @@ namespace shoal {
 
 // KV pages on disk.
 struct KvDiskOptions {
-  std::string dir;            // where the file of each rank lies
-  bool keep = false;          // pages serve later runs too
-  int64_t bytes = 0;          // of each rank's file; 0: nothing goes to disk
+  std::string dir;                               // where the file of each rank lies
+  bool keep = false;                             // pages serve later runs too
+  int64_t bytes = 0;                             // of each rank's file; 0: nothing goes to disk
   std::function<void(const std::string&)> warn;  // once, from any thread
   int64_t dir_bytes_max = 0;  // of all files kept in `dir`, other models' too; 0: no limit
 };
@@ -45,7 +45,7 @@ struct EngineOptions {
   int context = 0;    // tokens of a sequence; 0: the trained length, at most 4096
   int sequences = 1;  // admitted at once
   int rows = 512;     // of a batch
-  int kv_tokens = 0;  // KV pool; 0: context * sequences
+  int kv_tokens = 0;  // KV pool; 0: context * sequences; less than a context: see StreamsKv
   bool prefix_cache = true;
   KvDiskOptions kv_disk;
   // Bytes for all that the rank holds, negative when there is less than nothing; 0: no limit,
@@ -62,6 +62,9 @@ struct EngineOptions {
 absl::StatusOr<EngineOptions> ResolveOptions(const ModelConfig& config, EngineOptions options);
 // Pages that the file of every rank of the plan can hold.
 int KvPageRecords(const ModelConfig& config, const EngineOptions& options, const ShardPlan& plan);
+// Whether a context may be larger than the KV pool, because its first pages are read from disk for
+// each step.
+bool StreamsKv(const EngineOptions& options, int page_records);
 
 // Bytes a rank takes, by what for.
 struct RankMemory {
@@ -128,6 +131,9 @@ class Rank {
   absl::StatusOr<std::vector<KeptPage>> CollectPages();
   // Rank 0 only, after Run of a kAwaitLoads batch: which of the `count` loads worked on all ranks.
   absl::StatusOr<std::vector<bool>> CollectLoads(int count);
+  // Rank 0 only, after Run of a kAwaitStream batch: records that some rank could not read since the
+  // last one.
+  absl::StatusOr<std::vector<int>> CollectStreamFailures();
 
   const Mesh& mesh() const { return *mesh_; }
   const ShardPlan& plan() const { return plan_; }
@@ -169,6 +175,7 @@ class Rank {
   std::unique_ptr<KvPager> pager_;  // uses kv_
   int page_records_ = 0;
   std::vector<uint8_t> own_loads_;  // rank 0: its answer to kAwaitLoads
+  std::vector<int> own_failures_;   // rank 0: its answer to kAwaitStream
   std::unique_ptr<Model> model_;
   std::vector<float> normed_;  // [dim]
   RankStats stats_;            // its counters

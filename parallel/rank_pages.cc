@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
@@ -14,6 +16,12 @@ namespace shoal {
 namespace {
 
 constexpr int kPageTag = 3;
+
+// What a rank says of the pages it was to stream. More than these fail again.
+struct StreamFailures {
+  int32_t count = 0;
+  int32_t records[15] = {};
+};
 
 // What a rank has in one record. Ranks send how many they have, then the list.
 struct Listed {
@@ -98,6 +106,13 @@ absl::Status Rank::RunPages(const Batch& batch) {
       pager_->Load(op.record, op.prefix[op.count - 1], blocks);
     }
   }
+  for (const Batch::TableEntry& e : batch.table) {
+    if (e.block > Batch::kOnDisk) continue;
+    if (pager_ == nullptr || e.block <= Batch::kOnDisk - page_records_) {
+      return absl::InternalError(absl::StrCat(
+          "a block table names record ", Batch::kOnDisk - int64_t{e.block}, " of ", page_records_));
+    }
+  }
   Communicator& world = mesh_->world();
   switch (batch.kind) {
     case Batch::Kind::kStop:
@@ -118,9 +133,35 @@ absl::Status Rank::RunPages(const Batch& batch) {
       own_loads_ = std::move(worked);
       return absl::OkStatus();
     }
+    case Batch::Kind::kAwaitStream: {
+      if (pager_ == nullptr) return absl::InternalError("pages are streamed without a page file");
+      std::vector<int> records = pager_->TakeFailedRecords();
+      std::sort(records.begin(), records.end());
+      records.erase(std::unique(records.begin(), records.end()), records.end());
+      if (world.rank() == 0) {
+        own_failures_ = std::move(records);
+        return absl::OkStatus();
+      }
+      StreamFailures failures;
+      failures.count = static_cast<int32_t>(std::min(records.size(), std::size(failures.records)));
+      std::copy_n(records.begin(), failures.count, failures.records);
+      return world.Send(&failures, sizeof failures, 0, kPageTag);
+    }
     default:
       return absl::OkStatus();
   }
+}
+
+absl::StatusOr<std::vector<int>> Rank::CollectStreamFailures() {
+  std::vector<int> records = std::exchange(own_failures_, {});
+  for (int r = 1; r < mesh_->world().size(); ++r) {
+    StreamFailures failures;
+    SHOAL_RETURN_IF_ERROR(mesh_->world().Recv(&failures, sizeof failures, r, kPageTag));
+    if (failures.count < 0 || failures.count > static_cast<int>(std::size(failures.records)))
+      return absl::InternalError("a list of pages that could not be read is long");
+    records.insert(records.end(), failures.records, failures.records + failures.count);
+  }
+  return records;
 }
 
 absl::StatusOr<std::vector<KeptPage>> Rank::CollectPages() {

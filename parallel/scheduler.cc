@@ -13,6 +13,7 @@ namespace {
 // A prompt shorter than this takes the decode path: prefill products cost as much for one row as
 // for 32. By the prompt's length, not a chunk's, so that how it is cut does not matter.
 constexpr int kShortPrompt = 16;
+constexpr int kMostLosses = 3;  // of pages that a sequence streams, before it ends with an error
 
 // Prompts may make a step with decode rows this much longer, in steps that only decode. Less costs
 // throughput: the fewer prompt rows, the more often weights are read for them, and slots stay empty
@@ -48,13 +49,16 @@ Scheduler::Scheduler(const SchedulerLimits& limits)
 
 absl::StatusOr<SequenceId> Scheduler::Submit(SequenceRequest request) {
   const int64_t length = static_cast<int64_t>(request.tokens.size());
-  const int64_t most = std::min<int64_t>(limits_.context, int64_t{limits_.blocks} * kKvBlockTokens);
+  const int64_t most = MostTokens();
   if (length == 0)
     return absl::InvalidArgumentError("the prompt is empty: nothing to continue from");
   if (length > most) {
-    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", length,
-                                                   " tokens, but the context holds ", most,
-                                                   ": shorten it or raise the context (-c)"));
+    const bool by_context = most == limits_.context;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the prompt has ", length, " tokens, but the ", by_context ? "context" : "KV cache",
+        " holds ", most, ": shorten it or ",
+        by_context ? "raise the context (-c)"
+                   : "raise --kv-tokens; with --kv-disk it may be larger than memory"));
   }
   if (request.prompt_length < 0 || request.prompt_length > length) {
     return absl::InvalidArgumentError(
@@ -115,9 +119,13 @@ std::optional<Scheduler::Step> Scheduler::Next() {
   const auto add_chunk = [&](Sequence& s) {
     const bool replay = s.scheduled >= s.prefill_end;
     const int until = replay ? static_cast<int>(s.tokens.size()) : s.prefill_end;
-    const int room =
-        static_cast<int>(s.blocks.size() + blocks_.available()) * kKvBlockTokens - s.scheduled;
-    const int chunk = std::min({limit - rows, until - s.scheduled, room});
+    const auto room = [&] {
+      return static_cast<int>(s.blocks.size() + blocks_.available()) * kKvBlockTokens - s.scheduled;
+    };
+    const int wanted = std::min(limit - rows, until - s.scheduled);
+    while (room() < wanted && Spill(s, batch)) {
+    }
+    const int chunk = std::min(wanted, room());
     if (chunk <= 0 || !Grow(s, chunk, batch)) return;
     AddRun(s, chunk, replay, step);
     rows += chunk;
@@ -128,7 +136,7 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     if (!s->blocked() && s->remaining() > 0) add_chunk(*s);
   }
   // 3. New ones.
-  while (rows < limit && !free_slots_.empty()) {
+  while (rows < limit && !free_slots_.empty() && !streaming()) {
     Sequence* s = NextWaiting();
     if (s == nullptr || !Admit(*s, batch)) break;
     if (!s->blocked()) add_chunk(*s);
@@ -151,6 +159,7 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     row += run.rows;
     if (run.decode != 0) batch.decode_rows += run.rows;
     Sequence& s = *by_slot.at(run.slot);
+    step.streams |= !s.records.empty();
     batch.tokens.insert(batch.tokens.end(), s.tokens.begin() + run.pos,
                         s.tokens.begin() + run.pos + run.rows);
     if (run.pos + run.rows == static_cast<int>(s.tokens.size())) {
@@ -168,14 +177,18 @@ std::vector<Scheduler::Finished> Scheduler::Complete(const Step& step,
   SHOAL_CHECK(tokens.size() == step.sequences.size(), "one token for each row with logits");
   for (const Batch::Run& run : step.batch.runs) {
     for (Sequence* s : running_) {
-      if (s->slot == run.slot) --s->steps_in_flight;
+      if (s->slot != run.slot) continue;
+      --s->steps_in_flight;
+      if (s->records.empty() || s->lost) continue;
+      s->computed = std::max(s->computed, run.pos + run.rows);
+      PublishBlocks(*s);
     }
   }
   std::vector<Finished> finished;
   for (size_t i = 0; i < tokens.size(); ++i) {
     Sequence& s = *sequences_.at(step.sequences[i]);
     s.awaiting_sample = false;
-    if (s.cancelled) continue;
+    if (s.cancelled || s.lost) continue;
     s.tokens.push_back(tokens[i]);
     if (const FinishReason reason = ReasonToEnd(s); reason != FinishReason::kNone) {
       finished.push_back({s.id, reason});
@@ -183,7 +196,47 @@ std::vector<Scheduler::Finished> Scheduler::Complete(const Step& step,
   }
   for (const Finished& f : finished) Remove(*sequences_.at(f.id));
   EndCancelled(finished);
+  Recompute(finished);
   return finished;
+}
+
+void Scheduler::StreamFailed(absl::Span<const int> records) {
+  for (const int record : records) {
+    if (record < 0 || record >= limits_.pages || prefixes_[record].empty()) continue;  // known
+    pages_.Forget(record);
+    IndexPage(record, {});
+    ++totals_.pages_lost;
+    for (Sequence* s : running_) {
+      s->lost |= std::find(s->records.begin(), s->records.end(), record) != s->records.end();
+    }
+  }
+}
+
+// What lost a page starts over, with the pages that are still there. A disk that keeps nothing (it
+// is full) would make that go on for ever.
+void Scheduler::Recompute(std::vector<Finished>& finished) {
+  for (Sequence* s : std::vector<Sequence*>(running_)) {
+    if (!s->lost || s->cancelled || s->steps_in_flight > 0) continue;
+    if (++s->losses > kMostLosses) {
+      finished.push_back({s->id, FinishReason::kError});
+      Remove(*s);
+      continue;
+    }
+    ReleaseBlocks(*s);
+    s->scheduled = 0;
+    Enqueue(*s, /*front=*/true);
+  }
+}
+
+bool Scheduler::streaming() const {
+  return std::any_of(running_.begin(), running_.end(),
+                     [](const Sequence* s) { return !s->records.empty(); });
+}
+
+int Scheduler::MostTokens() const {
+  const int64_t in_memory = int64_t{limits_.blocks} * kKvBlockTokens;
+  return limits_.stream ? limits_.context
+                        : static_cast<int>(std::min<int64_t>(limits_.context, in_memory));
 }
 
 void Scheduler::EndCancelled(std::vector<Finished>& finished) {
@@ -278,6 +331,7 @@ bool Scheduler::Admit(Sequence& s, Batch& batch) {
     shared.push_back(*block);
   }
   const int found = static_cast<int>(shared.size());
+  const bool too_long = BlocksFor(static_cast<int64_t>(length)) > limits_.blocks;
   // Enough for the whole prompt, so that two long prompts do not starve each other half-way.
   if (blocks_.available() < BlocksFor(static_cast<int64_t>(length)) - found && !running_.empty()) {
     for (int b : shared) blocks_.Release(b);
@@ -289,10 +343,16 @@ bool Scheduler::Admit(Sequence& s, Batch& batch) {
   free_slots_.pop_back();
   s.admitted = ++admissions_;
   s.scheduled = found * kKvBlockTokens;
-  s.blocks = std::move(shared);
-  s.hashes.assign(hashes.begin(), hashes.begin() + found);
-  for (int i = 0; i < found; ++i) batch.table.push_back({s.slot, i, s.blocks[i]});
-  for (const DiskPart& part : FindOnDisk(hashes, found)) Load(s, part, hashes, batch);
+  if (too_long && TakeFromDisk(s, hashes, found, batch)) {
+    for (const int b : shared) blocks_.Release(b);
+  } else {
+    s.blocks = std::move(shared);
+    s.hashes.assign(hashes.begin(), hashes.begin() + found);
+    for (int i = 0; i < found; ++i) batch.table.push_back({s.slot, i, s.blocks[i]});
+    if (!too_long) {
+      for (const DiskPart& part : FindOnDisk(hashes, found)) Load(s, part, hashes, batch);
+    }
+  }
   s.cached_tokens = s.scheduled;
   totals_.cached_tokens += s.scheduled;
   running_.push_back(&s);
@@ -321,6 +381,61 @@ std::vector<Scheduler::DiskPart> Scheduler::FindOnDisk(const std::vector<PrefixH
   if (worth) return parts;
   for (const DiskPart& part : parts) pages_.Release(part.record);
   return {};
+}
+
+// A prompt that memory cannot hold begins with the pages that are on disk, where that is more than
+// the `found` blocks in memory.
+bool Scheduler::TakeFromDisk(Sequence& s, const std::vector<PrefixHash>& hashes, int found,
+                             Batch& batch) {
+  std::vector<DiskPart> parts = FindOnDisk(hashes, 0);
+  int whole = 0;
+  for (const DiskPart& part : parts) whole += part.end % kKvPageBlocks == 0 ? 1 : 0;
+  const bool worth = whole * kKvPageBlocks > found;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (!worth || static_cast<int>(i) >= whole) {
+      pages_.Release(parts[i].record);
+      continue;
+    }
+    s.hashes.insert(s.hashes.end(), hashes.begin() + parts[i].begin, hashes.begin() + parts[i].end);
+    s.blocks.resize(parts[i].end, -1);
+    KeepOnDisk(s, parts[i].record, batch);
+  }
+  if (!worth) return false;
+  s.scheduled = s.computed = whole * kKvPageBlocks * kKvBlockTokens;
+  totals_.disk_tokens += s.scheduled;
+  return true;
+}
+
+// The page behind those that are on disk already is read from `record`, of which the sequence takes
+// over a reference.
+void Scheduler::KeepOnDisk(Sequence& s, int record, Batch& batch) {
+  const auto page = static_cast<int32_t>(s.records.size());
+  s.records.push_back(record);
+  batch.table.push_back({s.slot, page * kKvPageBlocks, Batch::kOnDisk - record});
+}
+
+// Frees the blocks of the oldest page in memory of the only sequence that runs. False when there is
+// none that the disk has or could have.
+bool Scheduler::Spill(Sequence& s, Batch& batch) {
+  if (!limits_.stream || running_.size() != 1 || running_.front() != &s) return false;
+  const auto begin = static_cast<int>(s.records.size()) * kKvPageBlocks;
+  const int end = begin + kKvPageBlocks;
+  if (end > static_cast<int>(s.hashes.size())) return false;
+  if (end * kKvBlockTokens > s.scheduled) return false;
+  std::optional<int> record = LookupPage(s.hashes[end - 1]);
+  if (!record.has_value()) {  // another one took its place
+    std::vector<PendingWrite> later = std::exchange(writes_, {});
+    WriteLater(s, begin, end);
+    WritePages(batch.pages);
+    writes_ = std::move(later);
+    record = LookupPage(s.hashes[end - 1]);
+  }
+  if (!record.has_value()) return false;
+  if (s.records.empty()) s.computed = s.scheduled;
+  for (int i = end - 1; i >= begin; --i) blocks_.Release(std::exchange(s.blocks[i], -1));
+  KeepOnDisk(s, *record, batch);
+  ++totals_.pages_streamed;
+  return true;
 }
 
 // REQUIRES: blocks [0, part.begin) are there and blocks for the rest can be had.
@@ -463,7 +578,7 @@ bool Scheduler::Grow(Sequence& s, int tokens, Batch& batch) {
 
 bool Scheduler::GrowOrPreempt(Sequence& s, int tokens, Batch& batch) {
   while (!Grow(s, tokens, batch)) {
-    if (!PreemptAnother(s, batch)) return false;
+    if (!PreemptAnother(s, batch) && !Spill(s, batch)) return false;
   }
   return true;
 }
@@ -492,13 +607,14 @@ void Scheduler::AddRun(Sequence& s, int rows, bool decode, Step& step) {
   step.batch.runs.push_back({s.slot, 0, rows, s.scheduled, decode ? 1 : 0});
   s.scheduled += rows;
   ++s.steps_in_flight;
-  PublishBlocks(s);
+  if (s.records.empty()) PublishBlocks(s);
 }
 
 // Later steps run after the one that fills a block, so it may be shared from now on.
 void Scheduler::PublishBlocks(Sequence& s) {
   if (!limits_.prefix_cache && limits_.pages == 0) return;
-  while (static_cast<int>(s.hashes.size() + 1) * kKvBlockTokens <= s.scheduled) {
+  const int done = s.records.empty() ? s.scheduled : s.computed;
+  while (static_cast<int>(s.hashes.size() + 1) * kKvBlockTokens <= done) {
     const size_t i = s.hashes.size();
     const PrefixHash previous = i == 0 ? s.request.salt : s.hashes.back();
     s.hashes.push_back(ExtendPrefix(
@@ -516,7 +632,13 @@ void Scheduler::ReleaseBlocks(Sequence& s) {
   }
   // Last block first: the least recently used is taken first, and a prefix is useless without its
   // beginning.
-  for (auto it = s.blocks.rbegin(); it != s.blocks.rend(); ++it) blocks_.Release(*it);
+  for (auto it = s.blocks.rbegin(); it != s.blocks.rend(); ++it) {
+    if (*it >= 0) blocks_.Release(*it);
+  }
+  for (auto it = s.records.rbegin(); it != s.records.rend(); ++it) pages_.Release(*it);
+  s.records.clear();
+  s.computed = 0;
+  s.lost = false;
   s.blocks.clear();
   s.hashes.clear();
   free_slots_.push_back(s.slot);
@@ -535,7 +657,7 @@ FinishReason Scheduler::ReasonToEnd(const Sequence& s) const {
   const auto& stops = s.request.stop_tokens;
   if (std::find(stops.begin(), stops.end(), s.tokens.back()) != stops.end())
     return FinishReason::kStop;
-  const int64_t most = std::min<int64_t>(limits_.context, int64_t{limits_.blocks} * kKvBlockTokens);
+  const int64_t most = MostTokens();
   if (s.generated() >= s.request.max_tokens || static_cast<int64_t>(s.tokens.size()) >= most) {
     return FinishReason::kLength;
   }

@@ -10,6 +10,11 @@
 // when it ends or gives way. Blocks that memory has lost come back from there when that is cheaper
 // than computing them: the sequence waits, the others go on, until FinishLoads() says that every
 // rank has read them.
+//
+// A context may then be larger than all blocks together. When nobody else can give way any more,
+// the oldest pages of the sequence stay on disk only, and every step reads them from there
+// (Batch::kOnDisk); such a sequence runs alone. Its blocks are known to others, and go to disk,
+// only when their step is done, since a page may turn out to be unreadable.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +44,8 @@ struct SchedulerLimits {
   int waiting = 1024;            // sequences in the queue
   int64_t waiting_tokens = int64_t{1} << 22;
   bool prefix_cache = true;
-  int pages = 0;  // KV pages that the disk holds; 0: nothing goes to disk
+  int pages = 0;        // KV pages that the disk holds; 0: nothing goes to disk
+  bool stream = false;  // contexts may be larger than `blocks`; `pages` hold a whole one
 };
 
 // What work takes, in seconds, as far as it was measured; 0: not yet.
@@ -61,6 +67,7 @@ class Scheduler {
   struct Step {
     Batch batch;
     std::vector<SequenceId> sequences;  // one for each of batch.logits
+    bool streams = false;               // reads pages from disk: see StreamFailed
   };
   struct Finished {
     SequenceId id = 0;
@@ -76,8 +83,9 @@ class Scheduler {
     int64_t cached_tokens = 0;
     int64_t disk_tokens = 0;  // of cached_tokens, those read back from disk
     int64_t pages_written = 0;
-    int pages_in_use = 0;    // records that loads read
-    int64_t pages_lost = 0;  // could not be read back
+    int pages_in_use = 0;        // records that loads read
+    int64_t pages_lost = 0;      // could not be read back
+    int64_t pages_streamed = 0;  // left memory while their sequence ran on
   };
 
   explicit Scheduler(const SchedulerLimits& limits);
@@ -103,6 +111,9 @@ class Scheduler {
   int loads_pending() const { return static_cast<int>(loads_.size()); }
   // Which of them every rank has read, in the order in which they were handed out.
   void FinishLoads(const std::vector<bool>& worked);
+  // Before Complete() of a step that streams: these records could not be read on some rank. Who
+  // needs them is computed again.
+  void StreamFailed(absl::Span<const int> records);
   // What is to be written and will not come with another step: before the engine stops.
   std::vector<Batch::PageOp> TakeWrites();
   void SetCosts(const StepCosts& costs) { costs_ = costs; }
@@ -127,6 +138,12 @@ class Scheduler {
   std::vector<DiskPart> FindOnDisk(const std::vector<PrefixHash>& hashes, int begin);
   void Load(Sequence& s, const DiskPart& part, const std::vector<PrefixHash>& hashes, Batch& batch);
   void Truncate(Sequence& s, int blocks);
+  bool TakeFromDisk(Sequence& s, const std::vector<PrefixHash>& hashes, int found, Batch& batch);
+  void KeepOnDisk(Sequence& s, int record, Batch& batch);
+  bool Spill(Sequence& s, Batch& batch);
+  bool streaming() const;
+  int MostTokens() const;
+  void Recompute(std::vector<Finished>& finished);
   void WriteLater(const Sequence& s, int begin, int end);
   void WritePages(std::vector<Batch::PageOp>& ops);
   std::optional<int> LookupPage(const PrefixHash& prefix);

@@ -40,17 +40,22 @@ struct Sequence {
   int scheduled = 0;             // tokens whose KV is computed by steps already handed out
   bool awaiting_sample = false;  // a step in flight will append a token
   int steps_in_flight = 0;
-  int loading = 0;         // pages that are being read from disk into its blocks
-  bool cancelled = false;  // ends when no step in flight names it
-  int slot = -1;           // -1: waiting
-  int64_t admitted = 0;    // order of admission; the last admitted is preempted first
-  int cached_tokens = 0;   // of the prompt, taken over from an earlier sequence
-  std::vector<int> blocks;
+  int loading = 0;                 // pages that are being read from disk into its blocks
+  bool cancelled = false;          // ends when no step in flight names it
+  int slot = -1;                   // -1: waiting
+  int64_t admitted = 0;            // order of admission; the last admitted is preempted first
+  int cached_tokens = 0;           // of the prompt, taken over from an earlier sequence
+  std::vector<int> blocks;         // -1 where a page is read from disk for each step
   std::vector<PrefixHash> hashes;  // of its full blocks, as far as computed or looked up
+
+  std::vector<int> records;  // of its leading pages that are so; each is held
+  int computed = 0;  // while there are such: tokens whose steps are done, no page of theirs missing
+  bool lost = false;  // such a page could not be read: to be computed again
+  int losses = 0;     // times that this happened
 
   int generated() const { return static_cast<int>(tokens.size()) - prompt_length; }
   // Not to be scheduled now.
-  bool blocked() const { return cancelled || awaiting_sample || loading > 0; }
+  bool blocked() const { return cancelled || awaiting_sample || loading > 0 || lost; }
   int remaining() const { return static_cast<int>(tokens.size()) - scheduled; }
 };
 

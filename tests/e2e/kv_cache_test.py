@@ -16,9 +16,9 @@ class KvCacheTest(harness.TestCase):
         self.model = harness.generate(self.scratch / 'm.gguf', '--dim', 256, '--layers', 4, '--heads', 4, '--kv-heads', 4,
                                       '--ffn', 512, '--vocab', 512, '--context', 2048)
 
-    def complete(self, *flags, prompt=WORDS, cached=True):
+    def complete(self, *flags, prompt=WORDS, cached=True, n=16):
         folder = ['--kv-cache-dir', self.dir] if cached else []
-        return self.assert_ok(harness.shoal('run', '-m', self.model, '-p', prompt, '-n', 16, '--temp', 0, '-c', 2048, *folder, *flags))
+        return self.assert_ok(harness.shoal('run', '-m', self.model, '-p', prompt, '-n', n, '--temp', 0, '-c', 2048, *folder, *flags))
 
     @staticmethod
     def cached_tokens(result):
@@ -97,6 +97,11 @@ class KvCacheTest(harness.TestCase):
             result = self.complete()
             self.assertEqual(result.out, plain.out)
             self.assertEqual(result.err.count('are computed again when needed'), 1, str(result))
+        # A context that needs the disk cannot do without.
+        result = harness.shoal('run', '-m', self.model, '-p', WORDS, '-n', 4, '-c', 2048, '--kv-cache-dir', self.dir,
+                               '--kv-tokens', 768)
+        self.assertEqual(result.code, harness.UNAVAILABLE, str(result))
+        self.assertIn('--kv-tokens', result.err)
 
     def test_two_at_once(self):
         self.complete()
@@ -110,6 +115,26 @@ class KvCacheTest(harness.TestCase):
         first.communicate()
         self.assertIn('in use by another process', second.err)
         self.check_restored(self.complete(), second)
+
+    def test_a_context_larger_than_memory(self):
+        for split in ([], ['--tp', 2, '--in-process'], ['--pp', 2, '--in-process']):
+            roomy = self.complete('--ignore-eos', *split, cached=False, n=400)
+            result = self.complete('--ignore-eos', *split, '--kv-tokens', 768, '--kv-disk', '64M', cached=False, n=400)
+            self.assertEqual(result.out, roomy.out)
+            self.assertRegex(result.err, r'KV pages on disk: [1-9]\d* written, \d+ read back, 0 lost; read [1-9]')
+        # Kept pages begin the next one, though memory has no room for them.
+        prompt = WORDS + ' the end'
+        first = self.complete('--kv-tokens', 768, prompt=prompt)
+        second = self.complete('--kv-tokens', 768, prompt=prompt)
+        tokens, cached = self.cached_tokens(second)
+        self.assertGreater(tokens, 1024)
+        self.assertEqual(cached, (tokens - 1) // 256 * 256)
+        self.assertEqual(second.out, first.out)
+        self.assertEqual(first.out, self.complete(prompt=prompt, cached=False).out)
+        # Less memory than a context, and no disk to make up for it.
+        refused = harness.shoal('run', '-m', self.model, '-p', prompt, '-n', 1, '-c', 2048, '--kv-tokens', 768)
+        self.assertEqual(refused.code, harness.USAGE, str(refused))
+        self.assertIn('--kv-disk', refused.err)
 
     def test_limit_of_the_folder(self):
         plain = self.complete(cached=False)

@@ -86,6 +86,14 @@ class OffloadTest(harness.TestCase):
         enough = 80 + float(more[1]) + 4
         self.ids(self.shards, '--ram', f'{enough}M')
 
+    def test_what_is_enough_is_said_for_the_host(self):
+        pair = ('--tp', 2, '--in-process')
+        result = harness.shoal('run', '-m', self.model, '-p', 'abc', '-n', 1, '--ram', '80M', *SMALL, *pair)
+        self.assertEqual(result.code, TOO_BIG, str(result))
+        more = re.search(r'give the 2 ranks of this host together ([\d.]+) MiB more \(--ram\)', result.err)
+        self.assertIsNotNone(more, result.err)
+        self.ids(self.model, '--ram', f'{80 + float(more[1]) + 8}M', *pair)
+
     def test_truncated_file(self):
         shards = self.copy()
         rank = shards / 'rank-000.shard'

@@ -34,7 +34,7 @@ class KvDiskParity : public testing::Test {
     TinyModel m;
     m.layers = 4;
     m.type = DType::kQ8_0;
-    m.context = 1024;
+    m.context = 2048;
     vocab_ = m.vocab;
     TinyModelGguf(m).WriteTo(temp_.File("m.gguf"));
     checkpoint_ = *OpenCheckpoint(temp_.File("m.gguf"));
@@ -159,6 +159,75 @@ TEST_F(KvDiskParity, DamagedPagesAreComputedAgain) {
   EXPECT_GT(second.stats.disk_tokens, 0);
   EXPECT_TRUE(SameText(plain, second));
   EXPECT_EQ(Do(2, 1, kThree, 20).stats.disk_tokens, 384 + 336 + 288) << "written again";
+}
+
+constexpr std::pair<int, int> kSplits[] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}};
+
+TEST_F(KvDiskParity, AContextMayBeLargerThanMemory) {
+  options_.context = 2000;
+  const std::vector<std::pair<int, int>> work = {{1, 1800}, {2, 700}, {3, 20}};
+  for (const KvType type : {KvType::kF16, KvType::kQ8_0}) {
+    options_.kv_type = type;
+    for (const auto& [tp, pp] : kSplits) {
+      options_.kv_tokens = 0;
+      options_.kv_disk = {};
+      const Answer roomy = Do(tp, pp, work, 100);
+      options_.kv_tokens = 800;  // the second one becomes too large only as it grows
+      options_.kv_disk.dir = dir();
+      options_.kv_disk.bytes = 256 << 20;
+      const Answer tight = Do(tp, pp, work, 100);
+      EXPECT_GE(tight.stats.pages_streamed, 5) << "tp " << tp << " pp " << pp;
+      EXPECT_EQ(tight.failed, 0);
+      EXPECT_TRUE(SameText(roomy, tight)) << "tp " << tp << " pp " << pp;
+    }
+  }
+}
+
+TEST_F(KvDiskParity, ALongPromptStartsFromItsPagesOnDisk) {
+  options_.context = 2000;
+  const std::vector<std::pair<int, int>> work = {{1, 1800}};
+  for (const auto& [tp, pp] : kSplits) {
+    options_.kv_tokens = 0;
+    options_.kv_disk = {};
+    const Answer roomy = Do(tp, pp, work, 20);
+    options_.kv_tokens = 800;
+    options_.kv_disk.dir = dir();
+    options_.kv_disk.keep = true;
+    options_.kv_disk.bytes = 256 << 20;
+    const Answer first = Do(tp, pp, work, 20);
+    const Answer second = Do(tp, pp, work, 20);
+    EXPECT_EQ(second.stats.disk_tokens, 1792) << "tp " << tp << " pp " << pp;
+    EXPECT_TRUE(SameText(roomy, first));
+    EXPECT_TRUE(SameText(roomy, second));
+  }
+}
+
+TEST_F(KvDiskParity, APageLostWhileItIsStreamedIsComputedAgain) {
+  options_.context = 2000;
+  const std::vector<std::pair<int, int>> work = {{1, 1800}};
+  const Answer plain = Do(2, 2, work, 20);
+  options_.kv_tokens = 800;
+  options_.kv_disk.dir = dir();
+  options_.kv_disk.keep = true;
+  options_.kv_disk.bytes = 256 << 20;
+  int warnings = 0;
+  options_.kv_disk.warn = [&warnings](const std::string&) { ++warnings; };
+  Do(2, 2, work, 20);
+  std::string file;
+  for (const auto& e : std::filesystem::directory_iterator(dir())) {
+    if (e.path().extension() == ".pages") file = e.path();
+  }
+  const KvPageShape shape = {2, int64_t{config_.kv_heads} / 2 * config_.head_dim * 2 * 2 * 16};
+  std::fstream f(file, std::ios::in | std::ios::out | std::ios::binary);
+  f.seekp(shape.part_offset(2, 1) + 100);
+  f.put('x').put('y').put('z').put('x').put('y').put('z');
+  f.close();
+  const Answer second = Do(2, 2, work, 20);
+  EXPECT_EQ(warnings, 1);
+  EXPECT_GT(second.failed, 0);
+  EXPECT_EQ(second.stats.pages_lost, 1);
+  EXPECT_TRUE(SameText(plain, second));
+  EXPECT_EQ(Do(2, 2, work, 20).stats.pages_lost, 0) << "written again";
 }
 
 TEST_F(KvDiskParity, AnotherTypeOrPlanFindsNothing) {

@@ -78,6 +78,7 @@ class World {
     EXPECT_EQ(scheduler_.loads_pending(), 0);
     return !::testing::Test::HasFailure();
   }
+  int64_t streamed() const { return streamed_; }
 
  private:
   struct Live {
@@ -87,6 +88,7 @@ class World {
     uint64_t salt = 0;
     size_t submitted = 0;
     bool cancelled = false;
+    int losses = 0;  // of pages that it streams
     int64_t born = 0;
   };
 
@@ -103,6 +105,12 @@ class World {
     l.waiting = Pick(1, 40);
     l.prefix_cache = Pick(0, 4) != 0;
     l.pages = Pick(0, 2) == 0 ? 0 : Pick(1, 10);
+    if (Pick(0, 3) == 0) {  // contexts larger than memory
+      l.stream = true;
+      l.blocks = Pick(3 * kKvPageBlocks, 5 * kKvPageBlocks);
+      l.context = Pick(l.blocks * kKvBlockTokens / 2, 3 * l.blocks * kKvBlockTokens);
+      l.pages = l.context / (kKvPageBlocks * kKvBlockTokens) + Pick(1, 10);
+    }
     return l;
   }
 
@@ -116,7 +124,8 @@ class World {
   void Arrive() {
     SequenceRequest r;
     Live live;
-    const int most = std::min(limits_.context, limits_.blocks * kKvBlockTokens);
+    const int most = limits_.stream ? limits_.context
+                                    : std::min(limits_.context, limits_.blocks * kKvBlockTokens);
     const int length = Pick(0, 20) == 0 ? Pick(1, 2 * most) : Pick(1, std::max(1, most / 2));
     // Few distinct texts, so that prefixes are shared.
     std::mt19937 text(static_cast<uint32_t>(Pick(0, 3)));
@@ -169,13 +178,21 @@ class World {
     if (in_flight_.empty()) return;
     const Scheduler::Step step = std::move(in_flight_.front());
     in_flight_.pop_front();
+    if (step.streams) {
+      scheduler_.StreamFailed(unreadable_);
+      unreadable_.clear();
+    }
     std::vector<int32_t> tokens;
     for (const SequenceId id : step.sequences) {
       Live& s = live_.at(id);
       tokens.push_back(Draw(s));
-      if (!s.cancelled) Append(s, tokens.back());
+      if (!s.cancelled && !scheduler_.Find(id)->lost) Append(s, tokens.back());
     }
     for (const Scheduler::Finished& f : scheduler_.Complete(step, tokens)) Finish(f);
+    std::erase_if(garbage_, [this](SequenceId id) {
+      const Sequence* s = scheduler_.Find(id);
+      return s == nullptr || s->slot < 0;  // it starts over
+    });
     for (const auto& [id, s] : live_) {
       EXPECT_LT(step_ - s.born, kPatience) << "sequence " << id << " starves";
     }
@@ -191,6 +208,8 @@ class World {
     const Live& s = it->second;
     if (f.reason == FinishReason::kCancelled) {
       EXPECT_TRUE(s.cancelled);
+    } else if (f.reason == FinishReason::kError) {
+      EXPECT_GT(s.losses, 3);
     } else {
       EXPECT_EQ(f.reason, FinishReason::kLength);
       // At its end, or beyond it from the start (it came back from a restart with all its tokens,
@@ -207,6 +226,14 @@ class World {
     for (const Batch::PageOp& op : batch.pages) RunPage(op);
     ASSERT_LE(batch.rows(), limits_.rows);
     for (const Batch::TableEntry& e : batch.table) {
+      if (e.block <= Batch::kOnDisk) {
+        ASSERT_TRUE(limits_.stream && e.index % kKvPageBlocks == 0);
+        ASSERT_LT(Batch::kOnDisk - e.block, limits_.pages);
+        std::vector<int>& blocks = table_[e.slot];
+        blocks.resize(std::max<size_t>(blocks.size(), e.index + kKvPageBlocks), -1);
+        std::fill_n(blocks.begin() + e.index, kKvPageBlocks, e.block);
+        continue;
+      }
       ASSERT_TRUE(e.slot >= 0 && e.slot < limits_.slots && e.block >= 0 &&
                   e.block < limits_.blocks);
       std::vector<int>& blocks = table_[e.slot];
@@ -222,6 +249,7 @@ class World {
       ASSERT_FALSE(run.decode != 0 && prefill_began) << "decode rows come first";
       prefill_began = run.decode == 0;
       row += run.rows;
+      Stream(run);
       Store(batch, run);
       if (::testing::Test::HasFatalFailure()) return;
     }
@@ -279,6 +307,25 @@ class World {
     return nullptr;
   }
 
+  // Reads the pages that are on disk only, or fails to.
+  void Stream(const Batch::Run& run) {
+    for (int page = 0; page * kKvPageBlocks * kKvBlockTokens < run.pos; ++page) {
+      const int block = table_[run.slot].at(static_cast<size_t>(page) * kKvPageBlocks);
+      if (block > Batch::kOnDisk) return;
+      ++streamed_;
+      if (Pick(0, 60) != 0) continue;
+      const SequenceId id = OwnerId(run);
+      unreadable_.push_back(Batch::kOnDisk - block);
+      if (garbage_.insert(id).second) ++live_.at(id).losses;
+    }
+  }
+  SequenceId OwnerId(const Batch::Run& run) const {
+    for (const auto& [id, live] : live_) {
+      if (&live == Owner(run)) return id;
+    }
+    return 0;
+  }
+
   // Every layer stores the keys and values of all rows before any row attends.
   void Store(const Batch& batch, const Batch::Run& run) {
     const Live* s = Owner(run);
@@ -286,17 +333,27 @@ class World {
     ASSERT_LE(static_cast<size_t>(run.pos + run.rows), s->tokens.size());
     for (int p = run.pos; p < run.pos + run.rows; ++p) {
       ASSERT_EQ(batch.tokens[run.row + p - run.pos], s->tokens[p]);
-      pool_[At(run.slot, p)] = s->contexts[p];
+      ASSERT_GE(BlockOf(run.slot, p), 0) << "a position to write that is on disk only";
+      pool_[At(run.slot, p)] = garbage_.contains(OwnerId(run)) ? 0xBAD : s->contexts[p];
     }
   }
   void Attend(const Batch::Run& run) {
     const Live& s = *Owner(run);
+    if (garbage_.contains(OwnerId(run))) return;  // its result is thrown away
     for (int p = 0; p < run.pos + run.rows; ++p) {
-      ASSERT_EQ(pool_[At(run.slot, p)], s.contexts[p])
+      const int block = BlockOf(run.slot, p);
+      const int in_page = p % (kKvPageBlocks * kKvBlockTokens);
+      const uint64_t there = block > Batch::kOnDisk
+                                 ? pool_[At(run.slot, p)]
+                                 : disk_[Batch::kOnDisk - block].contexts.at(in_page);
+      ASSERT_EQ(there, s.contexts[p])
           << "position " << p << " of " << run.pos + run.rows << " holds another context";
     }
   }
 
+  int BlockOf(int slot, int position) const {
+    return table_[slot].at(static_cast<size_t>(position) / kKvBlockTokens);
+  }
   size_t At(int slot, int position) {
     const std::vector<int>& blocks = table_[slot];
     const size_t index = static_cast<size_t>(position) / kKvBlockTokens;
@@ -321,6 +378,9 @@ class World {
            std::equal(op.prefix, op.prefix + op.count, page.prefix.begin());
   }
   std::vector<Page> disk_;
+  std::vector<int> unreadable_;   // records that steps in flight could not read
+  std::set<SequenceId> garbage_;  // whose steps in flight are therefore of no use
+  int64_t streamed_ = 0;          // pages read for steps
   std::vector<Batch::PageOp> loads_;
   std::deque<Scheduler::Step> in_flight_;
   std::map<SequenceId, Live> live_;
@@ -329,9 +389,13 @@ class World {
 TEST(SchedulerProperty, RandomWorlds) {
   const char* asked = std::getenv("SHOAL_PROPERTY_STEPS");
   const int64_t steps = asked == nullptr ? kDefaultSteps : std::atoll(asked);
+  int64_t streamed = 0;
   for (int64_t done = 0, seed = 1; done < steps; done += kStepsOfAWorld, ++seed) {
-    ASSERT_TRUE(World(static_cast<uint64_t>(seed)).Run(kStepsOfAWorld)) << "seed " << seed;
+    World world(static_cast<uint64_t>(seed));
+    ASSERT_TRUE(world.Run(kStepsOfAWorld)) << "seed " << seed;
+    streamed += world.streamed();
   }
+  EXPECT_TRUE(streamed > 0 || steps < kDefaultSteps);
 }
 
 // The same calls give the same steps.
