@@ -19,6 +19,7 @@ void AddPlanCommand(CLI::App& app, CommandLine& line);
 void AddShardCommand(CLI::App& app, CommandLine& line);
 void AddInspectCommand(CLI::App& app, CommandLine& line);
 void AddServeCommand(CLI::App& app, CommandLine& line);
+void AddDoctorCommand(CLI::App& app, CommandLine& line);
 void AddEngineCommand(CLI::App& app, CommandLine& line);
 
 }  // namespace shoal

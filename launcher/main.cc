@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
   shoal::AddPlanCommand(app, line);
   shoal::AddShardCommand(app, line);
   shoal::AddServeCommand(app, line);
+  shoal::AddDoctorCommand(app, line);
   shoal::AddEngineCommand(app, line);
   try {
     app.parse(argc, argv);

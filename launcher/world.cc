@@ -63,6 +63,8 @@ absl::StatusOr<std::string> ChooseSubnet(const HostPlan& plan, const std::string
   return chosen->subnet;
 }
 
+}  // namespace
+
 absl::StatusOr<std::string> ThisProgram() {
   char path[PATH_MAX];
   const ssize_t n = readlink("/proc/self/exe", path, sizeof path);
@@ -70,13 +72,10 @@ absl::StatusOr<std::string> ThisProgram() {
   return std::string(path, n);
 }
 
-// The mpirun that lies beside this program is the one that its ranks were linked for.
 std::string MpirunFor(const std::string& program) {
   std::string beside = absl::StrCat(program.substr(0, program.rfind('/')), "/mpirun");
   return access(beside.c_str(), X_OK) == 0 ? beside : "mpirun";
 }
-
-}  // namespace
 
 bool IsMpiRank() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr; }
 int MpiWorldSize() { return EnvironmentNumber("OMPI_COMM_WORLD_SIZE", 1); }
@@ -118,6 +117,7 @@ absl::StatusOr<std::optional<int>> MaybeLaunchRanks(const WorldOptions& options,
   if (!plan.ok()) {
     return WithExitCode(plan.status(), absl::IsNotFound(plan.status()) ? kExitNoInput : kExitUsage);
   }
+  if (options.ranks_per_host > 0) plan->ranks_per_host = options.ranks_per_host;
   MpirunHost host;
   host.program = MpirunFor(job.command.front());
   host.is_root = geteuid() == 0;

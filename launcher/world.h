@@ -13,10 +13,17 @@ namespace shoal {
 struct WorldOptions {
   int tp = 1;
   int pp = 1;
-  std::string hostfile;  // as mpirun's --hostfile
-  std::string hosts;     // as mpirun's --host: a,b or a:2,b:2
-  std::string net;       // network card, address or subnet; empty chooses
+  std::string hostfile;    // as mpirun's --hostfile
+  std::string hosts;       // as mpirun's --host: a,b or a:2,b:2
+  std::string net;         // network card, address or subnet; empty chooses
+  int ranks_per_host = 0;  // 0: as the slots say, else evenly
 };
+
+// The path of this program.
+absl::StatusOr<std::string> ThisProgram();
+// The mpirun that lies beside this program is the one that its ranks were linked for; without one
+// the name that PATH leads to.
+std::string MpirunFor(const std::string& program);
 
 // True in a process that mpirun started.
 bool IsMpiRank();
