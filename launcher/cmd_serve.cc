@@ -79,6 +79,10 @@ absl::StatusOr<std::vector<std::string>> EngineCommand(const ServeFlags& f) {
   add("--tp", absl::StrCat(m.tp));
   add("--pp", absl::StrCat(m.pp));
   add("--split", m.split);
+  add("--pp-layers", m.stage_layers);
+  if (m.gpu_layers >= 0) add("--n-gpu-layers", absl::StrCat(m.gpu_layers));
+  add("--device", m.device);
+  add("--vram", m.vram);
   add("--kv-type", m.kv_type);
   add("--wire", m.wire);
   add("-b", absl::StrCat(m.rows));

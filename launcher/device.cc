@@ -5,9 +5,11 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "kernels/status_macros.h"
 #include "launcher/exit_code.h"
 #ifdef SHOAL_CUDA
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/probe.h"
 #endif
 
 namespace shoal {
@@ -44,7 +46,7 @@ constexpr bool HasCuda() {
 
 }  // namespace
 
-absl::StatusOr<DeviceChoice> ChooseDevice(const std::string& flag, int local_rank) {
+absl::Status CheckDeviceFlag(const std::string& flag) {
   const std::vector<std::string> list = absl::StrSplit(flag, ',');
   for (const std::string& name : list) {
     int index = 0;
@@ -55,6 +57,12 @@ absl::StatusOr<DeviceChoice> ChooseDevice(const std::string& flag, int local_ran
                                    "' is not a device; give auto, cpu, cuda or cuda:0, or a list "
                                    "such as cuda,cpu with one for each rank of a host"));
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DeviceChoice> ChooseDevice(const std::string& flag, int local_rank) {
+  SHOAL_RETURN_IF_ERROR(CheckDeviceFlag(flag));
+  const std::vector<std::string> list = absl::StrSplit(flag, ',');
   const int at = local_rank % static_cast<int>(list.size());
   const std::string& name = list[at];
   DeviceChoice choice;
@@ -89,7 +97,16 @@ absl::StatusOr<DeviceChoice> ChooseDevice(const std::string& flag, int local_ran
         kExitUnavailable);
   }
   choice.make = [index] { return MakeGpu(index); };
+  choice.gpu = index;
   return choice;
+}
+
+absl::StatusOr<int64_t> FreeGpuBytes([[maybe_unused]] int gpu) {
+#ifdef SHOAL_CUDA
+  return cuda::FreeBytesOf(gpu);
+#else
+  return absl::UnavailableError("this shoal was built without CUDA");
+#endif
 }
 
 }  // namespace shoal

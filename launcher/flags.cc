@@ -35,8 +35,17 @@ void AddModelFlags(CLI::App& app, ModelFlags& f) {
                  "groups of ranks that each hold a run of layers")
       ->envname("SHOAL_PP");
   app.add_option("--split,--tensor-split", f.split,
-                 "shares of the tensor-parallel ranks, such as 3,1")
+                 "shares of the tensor-parallel ranks, such as 3,1; auto: by the free memory of "
+                 "their GPUs")
       ->envname("SHOAL_SPLIT");
+  app.add_option("--pp-layers", f.stage_layers,
+                 "layers of each pipeline stage, such as 20,12 (default: balanced, by the free "
+                 "memory of the GPUs when all ranks have one)")
+      ->envname("SHOAL_PP_LAYERS");
+  app.add_option("--n-gpu-layers,--gpu-layers", f.gpu_layers,
+                 "-ngl N: the last N layers on the GPU, the others on the CPU, in this process")
+      ->check(CLI::Range(0, 1 << 20))
+      ->envname("SHOAL_N_GPU_LAYERS");
   app.add_option("--kv-type,--kv-cache-dtype", f.kv_type, "f32, f16 or q8_0")
       ->envname("SHOAL_KV_TYPE");
   app.add_option("--wire", f.wire, "how partial sums travel between ranks: f32, f16 or q8")
@@ -90,7 +99,7 @@ int64_t OwnMemory() {
 
 absl::StatusOr<std::vector<double>> ParseSplit(const std::string& text, int tp) {
   std::vector<double> shares;
-  if (text.empty()) return shares;
+  if (text.empty() || text == "auto") return shares;
   for (absl::string_view part : absl::StrSplit(text, ',')) {
     double share = 0;
     if (!absl::SimpleAtod(part, &share) || !std::isfinite(share) || share <= 0) {
@@ -106,6 +115,25 @@ absl::StatusOr<std::vector<double>> ParseSplit(const std::string& text, int tp) 
                                    ": give one share for each tensor-parallel rank"));
   }
   return shares;
+}
+
+absl::StatusOr<std::vector<int>> ParseStageLayers(const std::string& text, int pp) {
+  std::vector<int> layers;
+  if (text.empty()) return layers;
+  for (absl::string_view part : absl::StrSplit(text, ',')) {
+    int n = 0;
+    if (!absl::SimpleAtoi(part, &n) || n < 1) {
+      return UsageError(absl::StrCat("--pp-layers ", text, ": '", part,
+                                     "' is no number of layers; give one from 1 for each of the ",
+                                     pp, " stages, such as 20,12"));
+    }
+    layers.push_back(n);
+  }
+  if (static_cast<int>(layers.size()) != pp) {
+    return UsageError(absl::StrCat("--pp-layers ", text, " has ", layers.size(),
+                                   " numbers, but --pp is ", pp, ": give one for each stage"));
+  }
+  return layers;
 }
 
 template <typename T>
@@ -176,6 +204,15 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
   absl::StatusOr<std::vector<double>> split = ParseSplit(f.split, f.tp);
   if (!split.ok()) return split.status();
   o.shard.split = *std::move(split);
+  absl::StatusOr<std::vector<int>> layers = ParseStageLayers(f.stage_layers, f.pp);
+  if (!layers.ok()) return layers.status();
+  o.shard.stage_layers = *std::move(layers);
+  if (f.gpu_layers >= 0 && (f.tp > 1 || f.pp > 1 || f.device != "auto")) {
+    return UsageError(
+        absl::StrCat("-ngl ", f.gpu_layers,
+                     " divides the layers between the CPU and a GPU of this process: leave --tp, "
+                     "--pp and --device away, or say --pp-layers and --device cpu,cuda"));
+  }
   absl::StatusOr<Wire> wire =
       Choose<Wire>("--wire", f.wire, {{"f32", Wire::kF32}, {"f16", Wire::kF16}, {"q8", Wire::kQ8}});
   if (!wire.ok()) return wire.status();

@@ -19,7 +19,9 @@ struct ModelFlags {
   int threads = 0;
   int tp = 1;
   int pp = 1;
-  std::string split;
+  std::string split;         // shares of the tp ranks, "auto": by the free memory of their GPUs
+  std::string stage_layers;  // layers of each stage, such as 20,12; empty: balanced
+  int gpu_layers = -1;  // this process computes the last so many layers on a GPU; -1: not asked
   std::string kv_type = "f16";
   std::string wire = "f32";
   int rows = 512;

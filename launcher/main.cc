@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstring>
 
 #include "CLI/CLI.hpp"
 #include "launcher/commands.h"
@@ -26,10 +27,19 @@ int FlushedExitCode(int code) {
   return shoal::kExitInternal;
 }
 
+// Fingers type llama.cpp's -ngl, which to CLI11 is -n with the value "gl".
+void RenameLlamaFlags(int argc, char** argv) {
+  static char gpu_layers[] = "--n-gpu-layers";
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "-ngl") == 0) argv[i] = gpu_layers;
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   OpenStandardFiles();
+  RenameLlamaFlags(argc, argv);
   CLI::App app{"shoal runs one large language model across many small machines", "shoal"};
   app.require_subcommand(1);
   app.set_version_flag("--version", SHOAL_VERSION);

@@ -22,6 +22,7 @@
 #include "launcher/exit_code.h"
 #include "launcher/progress_bar.h"
 #include "launcher/world.h"
+#include "shard/shard_file.h"
 #include "shard/shard_manifest.h"
 
 namespace shoal {
@@ -129,13 +130,29 @@ struct Loaded {
   std::unique_ptr<Tokenizer> tokenizer;
   std::string ram;
   std::string device;
+  bool split_auto = false;
+  bool sharded = false;  // the model is a folder that `shoal shard` wrote
 };
+
+// -ngl: two stages of this process, the last `layers` layers on a GPU.
+void KeepOnGpu(int layers, Loaded& l) {
+  const int all = l.config.layers;
+  if (layers == 0 || layers >= all) {
+    l.device = layers == 0 ? "cpu" : "cuda";
+    return;
+  }
+  l.device = "cpu,cuda";
+  l.options.shard.pp = 2;
+  l.options.shard.stage_layers = {all - layers, layers};
+}
 
 absl::StatusOr<Loaded> LoadMetadata(const ModelFlags& flags, const SessionOptions& session) {
   Loaded l;
   l.ram = flags.ram;
+  l.split_auto = flags.split == "auto";
+  l.sharded = IsDirectory(flags.model);
   l.device = flags.device;
-  SHOAL_RETURN_IF_ERROR(ChooseDevice(flags.device, 0).status());
+  SHOAL_RETURN_IF_ERROR(CheckDeviceFlag(flags.device));
   SHOAL_ASSIGN_OR_RETURN(l.options, ToEngineOptions(flags));
   std::string path = flags.model;
   if (path.empty()) {
@@ -148,6 +165,7 @@ absl::StatusOr<Loaded> LoadMetadata(const ModelFlags& flags, const SessionOption
     if (!tokenizer.ok()) return WithExitCode(tokenizer.status(), kExitMalformed);
     l.tokenizer = *std::move(tokenizer);
   }
+  if (flags.gpu_layers >= 0) KeepOnGpu(flags.gpu_layers, l);
   l.options.sequences = session.sequences;
   l.options.prefix_cache = session.prefix_cache;
   if (session.adjust) SHOAL_RETURN_IF_ERROR(session.adjust(*l.checkpoint, l.config, l.options));
@@ -198,12 +216,59 @@ absl::Status RunRank(const Loaded& loaded, const EngineOptions& options,
   return status;
 }
 
-// How many cores each rank of a host gets when the user did not say.
-void ShareCores(int local_rank, int local_size, CpuOptions& cpu) {
+// How many cores each rank of a host gets when the user did not say: those that compute on the CPU
+// share them; a rank with a GPU packs weights on its share of all, which it leaves afterwards.
+void ShareCores(const std::string& device, int local_rank, int local_size, CpuOptions& cpu) {
+  int on_cpu = 0, before = 0;
+  bool mine = false;
+  for (int r = 0; r < local_size; ++r) {
+    const absl::StatusOr<DeviceChoice> choice = ChooseDevice(device, r);
+    if (choice.ok() && choice->gpu >= 0) continue;
+    ++on_cpu;
+    before += r < local_rank ? 1 : 0;
+    mine |= r == local_rank;
+  }
   const int cores = static_cast<int>(UsableCores().size());
-  const int share = std::max(1, cores / std::max(1, local_size));
+  const int share = std::max(1, cores / std::max(1, mine ? on_cpu : local_size));
   if (cpu.threads == 0) cpu.threads = share;
-  cpu.first_core = local_rank * cpu.threads;
+  cpu.first_core = (mine ? before : local_rank) * cpu.threads;
+}
+
+// Every rank of this process or host has the device that it is to have.
+absl::Status CheckDevices(const std::string& device, int local_size) {
+  for (int r = 0; r < local_size; ++r) {
+    SHOAL_RETURN_IF_ERROR(ChooseDevice(device, r).status());
+  }
+  return absl::OkStatus();
+}
+
+// What a rank may take of its GPU, which those of the host that use the same one share; 0 on the
+// CPU.
+absl::StatusOr<int64_t> GpuBytes(const Loaded& l, int local_rank, int local_size) {
+  SHOAL_ASSIGN_OR_RETURN(const DeviceChoice mine, ChooseDevice(l.device, local_rank));
+  if (mine.gpu < 0) return int64_t{0};
+  int sharing = 0;
+  for (int r = 0; r < local_size; ++r) {
+    SHOAL_ASSIGN_OR_RETURN(const DeviceChoice choice, ChooseDevice(l.device, r));
+    sharing += choice.gpu == mine.gpu ? 1 : 0;
+  }
+  SHOAL_ASSIGN_OR_RETURN(const int64_t free, FreeGpuBytes(mine.gpu));
+  const int64_t given = l.options.device_memory;
+  return given > 0 ? std::min(given, free / sharing) : free / sharing;
+}
+
+// Gives each rank a part that suits its GPU; `bytes` as GpuBytes says, of each rank. A folder of
+// shards is cut already.
+absl::Status FitToGpus(const Loaded& l, const std::vector<int64_t>& bytes, EngineOptions& options) {
+  const bool all = std::all_of(bytes.begin(), bytes.end(), [](int64_t b) { return b > 0; });
+  if (l.split_auto && !all) {
+    return UsageError(
+        "--split auto goes by the memory of GPUs, and not every rank has one: give "
+        "numbers, such as --split 3,1");
+  }
+  if (all && !l.sharded) BalanceByMemory(bytes, l.split_auto, options.shard);
+  const absl::Status fits = MakeShardPlan(l.config, *l.checkpoint, options.shard).status();
+  return WithExitCode(fits, kExitUsage);
 }
 
 // Puts a rank's device into its options; rank 0 says why it is not what one might expect.
@@ -226,11 +291,23 @@ absl::Status RunInProcess(const Loaded& loaded, const SessionOptions& session,
     worlds = MakeInProcessCommunicators(ranks);
   }
   SHOAL_ASSIGN_OR_RETURN(const int64_t memory, RankMemoryLimit(loaded.ram, ranks, 1));
+  std::vector<int64_t> gpu_bytes(ranks);
+  for (int r = 0; r < ranks; ++r) {
+    SHOAL_ASSIGN_OR_RETURN(gpu_bytes[r], GpuBytes(loaded, r, ranks));
+  }
+  EngineOptions fitted = loaded.options;
+  SHOAL_RETURN_IF_ERROR(FitToGpus(loaded, gpu_bytes, fitted));
   std::vector<absl::Status> statuses(ranks);
   const auto run = [&](int r) {
-    EngineOptions options = loaded.options;
-    ShareCores(r, ranks, options.cpu);
+    EngineOptions options = fitted;
+    ShareCores(loaded.device, r, ranks, options.cpu);
     options.memory = memory;
+    // Unequal stages of one process have unequal parts of its memory.
+    const std::vector<int>& layers = fitted.shard.stage_layers;
+    if (!layers.empty() && memory > 0) {
+      options.memory =
+          memory * fitted.shard.pp / loaded.config.layers * layers[r / fitted.shard.tp];
+    }
     statuses[r] = TakeDevice(loaded.device, r, session.quiet || r > 0, options);
     if (statuses[r].ok()) statuses[r] = RunRank(loaded, options, session, *worlds[r], body, report);
     if (!statuses[r].ok()) worlds[r]->Abort(statuses[r]);
@@ -240,6 +317,15 @@ absl::Status RunInProcess(const Loaded& loaded, const SessionOptions& session,
   run(0);
   for (std::thread& t : threads) t.join();
   return statuses[0];
+}
+
+// FitToGpus over the ranks of a job. Collective.
+absl::Status FitRanks(const Loaded& l, EngineOptions& options, Communicator& world) {
+  const absl::StatusOr<int64_t> mine = GpuBytes(l, LocalRank(), LocalSize());
+  SHOAL_RETURN_IF_ERROR(AgreeOn(mine.status(), world));
+  std::vector<int64_t> bytes(world.size());
+  SHOAL_RETURN_IF_ERROR(world.AllGather(&*mine, sizeof *mine, bytes.data()));
+  return FitToGpus(l, bytes, options);  // the same on every rank
 }
 
 }  // namespace
@@ -259,6 +345,12 @@ int RunSession(const ModelFlags& flags, const SessionOptions& session,
     if (!loaded.ok()) return ReportError(loaded.status());
     const absl::Status fits = CheckWorldOptions(world_options, flags.in_process);
     if (!fits.ok()) return ReportError(fits);
+    // What other hosts have they say themselves.
+    if (flags.hosts.empty() && flags.hostfile.empty()) {
+      const EngineOptions& o = loaded->options;
+      const absl::Status there = CheckDevices(loaded->device, o.shard.tp * o.shard.pp);
+      if (!there.ok()) return ReportError(there);
+    }
   }
   if (alone) {
     if (absl::Status s = Prepare(*loaded, session); !s.ok()) return ReportError(s);
@@ -283,11 +375,12 @@ int RunSession(const ModelFlags& flags, const SessionOptions& session,
   if (status.ok()) status = AgreeOn(memory.status(), **world);
   if (status.ok()) {
     EngineOptions options = loaded->options;
-    ShareCores(LocalRank(), LocalSize(), options.cpu);
+    ShareCores(loaded->device, LocalRank(), LocalSize(), options.cpu);
     options.memory = *memory;
     status = AgreeOn(
         TakeDevice(loaded->device, LocalRank(), session.quiet || (*world)->rank() > 0, options),
         **world);
+    if (status.ok()) status = FitRanks(*loaded, options, **world);
     if (status.ok()) status = RunRank(*loaded, options, session, **world, body, report);
   }
   // Every rank knows the outcome; one of them says it.

@@ -151,6 +151,27 @@ absl::Status CheckTp(const ModelConfig& config, const Granules& g, const ShardRe
   return absl::OkStatus();
 }
 
+absl::Status CheckStages(const ModelConfig& config, const ShardRequest& request) {
+  const std::vector<int>& layers = request.stage_layers;
+  if (!layers.empty() &&
+      (static_cast<int>(layers.size()) != request.pp ||
+       *std::min_element(layers.begin(), layers.end()) < 1 ||
+       std::accumulate(layers.begin(), layers.end(), int64_t{0}) != config.layers)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the stages have ", absl::StrJoin(layers, ","), " layers, expected ",
+                     request.pp, " numbers from 1 that make up the model's ", config.layers));
+  }
+  const std::vector<double>& shares = request.stage_shares;
+  if (!shares.empty() && (static_cast<int>(shares.size()) != request.pp ||
+                          !std::all_of(shares.begin(), shares.end(),
+                                       [](double s) { return s > 0 && std::isfinite(s); }))) {
+    return absl::InvalidArgumentError(absl::StrCat("the stages have the shares ",
+                                                   absl::StrJoin(shares, ","), ", expected ",
+                                                   request.pp, " positive numbers"));
+  }
+  return absl::OkStatus();
+}
+
 Extent KvHeadsOf(const Extent& q, int group) {
   return {q.begin / group, (q.end + group - 1) / group};
 }
@@ -188,16 +209,28 @@ StageBytes CountBytes(const ModelConfig& config, const Checkpoint& checkpoint) {
   return bytes;
 }
 
-// Contiguous runs of layers for `stages` stages: the heaviest stage is as light as can be, and
-// under that the sum of squares is least (so that stages of equal layers come out equal). Dynamic
-// programming over best[s][l] = the first l layers in s stages.
-std::vector<Extent> BalanceStages(const StageBytes& bytes, int stages) {
+std::vector<Extent> StagesOf(const std::vector<int>& layers) {
+  std::vector<Extent> extents;
+  int64_t begin = 0;
+  for (const int n : layers) {
+    extents.push_back({begin, begin + n});
+    begin += n;
+  }
+  return extents;
+}
+
+// Contiguous runs of layers, one for each share: the stage that is heaviest for its share is as
+// light as can be, and under that the sum of squares is least (so that stages of equal layers come
+// out equal). Dynamic programming over best[s][l] = the first l layers in s stages.
+std::vector<Extent> BalanceStages(const StageBytes& bytes, const std::vector<double>& shares) {
+  const int stages = static_cast<int>(shares.size());
   const int layers = static_cast<int>(bytes.layers.size());
   std::vector<double> prefix(layers + 1, 0);
   for (int l = 0; l < layers; ++l) prefix[l + 1] = prefix[l] + bytes.layers[l];
   const auto weight = [&](int stage, int begin, int end) {
-    return prefix[end] - prefix[begin] + (stage == 0 ? bytes.first : 0) +
-           (stage == stages - 1 ? bytes.last : 0);
+    return (prefix[end] - prefix[begin] + (stage == 0 ? bytes.first : 0) +
+            (stage == stages - 1 ? bytes.last : 0)) /
+           shares[stage];
   };
   constexpr double kNever = std::numeric_limits<double>::infinity();
   std::vector<std::vector<int>> from(stages, std::vector<int>(layers + 1, 0));
@@ -230,12 +263,39 @@ std::vector<Extent> BalanceStages(const StageBytes& bytes, int stages) {
   return extents;
 }
 
+bool Unequal(const std::vector<double>& shares) {
+  const auto [least, most] = std::minmax_element(shares.begin(), shares.end());
+  return *most > *least * 1.1;
+}
+
 }  // namespace
+
+void BalanceByMemory(const std::vector<int64_t>& bytes, bool split_too, ShardRequest& request) {
+  const int tp = request.tp, pp = request.pp;
+  // With equal shares a stage is full when its smallest rank is.
+  std::vector<double> stages(pp, std::numeric_limits<double>::infinity());
+  std::vector<double> split(tp, std::numeric_limits<double>::infinity());
+  std::vector<double> together(pp, 0.0);
+  for (int stage = 0; stage < pp; ++stage) {
+    for (int i = 0; i < tp; ++i) {
+      const double b = static_cast<double>(bytes[stage * tp + i]);
+      stages[stage] = std::min(stages[stage], b);
+      split[i] = std::min(split[i], b);
+      together[stage] += b;
+    }
+  }
+  if (split_too) {
+    stages = together;
+    if (Unequal(split)) request.split = split;
+  }
+  if (request.stage_layers.empty() && Unequal(stages)) request.stage_shares = stages;
+}
 
 absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, const Checkpoint& checkpoint,
                                         const ShardRequest& request) {
   const Granules g = FindGranules(config, checkpoint);
   SHOAL_RETURN_IF_ERROR(CheckTp(config, g, request));
+  SHOAL_RETURN_IF_ERROR(CheckStages(config, request));
   const std::vector<double> shares =
       request.split.empty() ? std::vector<double>(request.tp, 1.0) : request.split;
   const auto padded_rows = [](const Extent& e) {
@@ -254,7 +314,12 @@ absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, const Checkpo
   if (g.ffn > 1) ffn_granules.insert(ffn_granules.begin(), kSuperBlock);
   const std::vector<Extent> ffn = BestCut(config.ffn, ffn_granules, shares, padded_rows);
   const std::vector<Extent> vocab = BestCut(config.vocab, {kPanelRows, 1}, shares, padded_rows);
-  const std::vector<Extent> stages = BalanceStages(CountBytes(config, checkpoint), request.pp);
+  const std::vector<Extent> stages =
+      !request.stage_layers.empty()
+          ? StagesOf(request.stage_layers)
+          : BalanceStages(CountBytes(config, checkpoint), request.stage_shares.empty()
+                                                              ? std::vector<double>(request.pp, 1.0)
+                                                              : request.stage_shares);
 
   ShardPlan plan;
   plan.tp = request.tp;

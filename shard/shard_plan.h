@@ -39,7 +39,11 @@ struct RankPlan {
 struct ShardRequest {
   int tp = 1;
   int pp = 1;
-  std::vector<double> split = {};  // relative shares of the tp ranks; empty: equal
+  std::vector<double> split = {};      // relative shares of the tp ranks; empty: equal
+  std::vector<int> stage_layers = {};  // layers of each stage; empty: balanced by bytes
+  // Relative sizes of the stages' memory, which bytes are balanced for; empty: equal. Of no effect
+  // when the layers are given.
+  std::vector<double> stage_shares = {};
 };
 
 struct ShardPlan {
@@ -49,8 +53,15 @@ struct ShardPlan {
   int world() const { return tp * pp; }
 };
 
+// Gives unequal ranks unequal parts, by the memory of each (bytes[rank]; ranks are ordered as in
+// the plan): stages where the request does not say their layers, tensor-parallel shares when
+// `split_too`. Ranks that differ by less than a tenth count as equal, so that what other programs
+// take of a GPU does not change the plan from run to run. REQUIRES: bytes of tp * pp ranks, all
+// above 0.
+void BalanceByMemory(const std::vector<int64_t>& bytes, bool split_too, ShardRequest& request);
+
 // kInvalidArgument with the reason: tp beyond what heads / FFN / vocabulary allow, pp beyond the
-// layers, bad split.
+// layers, bad split, stages that do not make up the model.
 absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, const Checkpoint& checkpoint,
                                         const ShardRequest& request);
 

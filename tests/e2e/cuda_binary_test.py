@@ -41,7 +41,7 @@ class CudaBinaryTest(harness.TestCase):
         self.assertIn(f'no GPU: {NO_DRIVER}; running on the CPU', result.err)
 
     def test_a_gpu_by_name_is_refused(self):
-        for flags in [['--device', 'cuda'], ['--device', 'cuda:0'], ['--device', 'cuda,cpu']]:
+        for flags in [['--device', 'cuda'], ['--device', 'cuda:0'], ['--device', 'cuda,cpu'], ['-ngl', '2']]:
             result = self.shoal(*flags)
             self.assertEqual(result.code, harness.UNAVAILABLE, str(result))
             self.assertEqual(result.out, b'')

@@ -4,6 +4,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "launcher/exit_code.h"
 #include "launcher/session.h"
 #include "offload/memory_budget.h"
 
@@ -29,6 +30,38 @@ TEST(RankMemoryLimit, LessThanIsFreeIsKept) {
   EXPECT_LE(alone, 600'000'000);
   EXPECT_GT(alone, 300'000'000);
   EXPECT_LT(*RankMemoryLimit("600M", 2, 1), alone);
+}
+
+TEST(ToEngineOptions, LayersOfStages) {
+  ModelFlags flags;
+  flags.pp = 2;
+  flags.stage_layers = "20,12";
+  EXPECT_EQ(ToEngineOptions(flags)->shard.stage_layers, (std::vector<int>{20, 12}));
+  for (const char* bad : {"20", "20,12,1", "20,x", "20,0", "20,-1"}) {
+    flags.stage_layers = bad;
+    const absl::Status status = ToEngineOptions(flags).status();
+    EXPECT_EQ(ExitCodeOf(status), kExitUsage) << bad;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(std::string("--pp-layers ") + bad));
+  }
+}
+
+TEST(ToEngineOptions, SplitAutoIsLeftToTheRanks) {
+  ModelFlags flags;
+  flags.tp = 2;
+  flags.split = "auto";
+  ASSERT_TRUE(ToEngineOptions(flags).ok());
+  EXPECT_TRUE(ToEngineOptions(flags)->shard.split.empty());
+}
+
+TEST(ToEngineOptions, GpuLayersAreForOneProcess) {
+  ModelFlags flags;
+  flags.gpu_layers = 3;
+  EXPECT_TRUE(ToEngineOptions(flags).ok());
+  flags.pp = 2;
+  EXPECT_EQ(ExitCodeOf(ToEngineOptions(flags).status()), kExitUsage);
+  flags.pp = 1;
+  flags.device = "cuda";
+  EXPECT_THAT(std::string(ToEngineOptions(flags).status().message()), HasSubstr("-ngl 3"));
 }
 
 TEST(FormatReports, PointsFromAGgufToShards) {

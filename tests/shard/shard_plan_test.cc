@@ -231,6 +231,59 @@ TEST(ShardPlan, StagesAreBalancedByBytesWithEmbeddingAndHead) {
   EXPECT_EQ(plan->ranks[1].layers, (Extent{1, 10}));
 }
 
+std::vector<int64_t> StageSizes(const ShardPlan& plan) {
+  std::vector<int64_t> sizes;
+  for (int s = 0; s < plan.pp; ++s) sizes.push_back(plan.ranks[s * plan.tp].layers.size());
+  return sizes;
+}
+
+TEST(ShardPlan, StagesTakeTheLayersThatWereGiven) {
+  const ModelConfig c = Config(10, 64, 8, 4, 32, 512, 512);
+  const auto plan = PlanOf(c, DType::kF32, {.tp = 2, .pp = 3, .stage_layers = {7, 1, 2}});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(StageSizes(*plan), (std::vector<int64_t>{7, 1, 2}));
+  EXPECT_EQ(plan->ranks[5].layers, (Extent{8, 10}));
+  EXPECT_TRUE(plan->ranks[5].last_stage);
+}
+
+TEST(ShardPlan, StagesFillUnequalMemoryEqually) {
+  const ModelConfig c = Config(36, 64, 8, 4, 32, 512, 16);
+  const auto plan = PlanOf(c, DType::kF32, {.pp = 2, .stage_shares = {24e9, 12e9}});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(StageSizes(*plan), (std::vector<int64_t>{24, 12}));
+  // A sliver of memory still holds a layer.
+  const auto sliver = PlanOf(c, DType::kF32, {.pp = 3, .stage_shares = {1e9, 1, 1e9}});
+  ASSERT_TRUE(sliver.ok()) << sliver.status();
+  EXPECT_EQ(StageSizes(*sliver)[1], 1);
+}
+
+TEST(BalanceByMemory, UnequalGpusGetUnequalParts) {
+  constexpr int64_t kGb = 1'000'000'000;
+  ShardRequest pipeline{.pp = 2};
+  BalanceByMemory({23 * kGb, 24 * kGb}, false, pipeline);  // what a desktop takes of one of them
+  EXPECT_TRUE(pipeline.stage_shares.empty());
+  BalanceByMemory({24 * kGb, 8 * kGb}, false, pipeline);
+  EXPECT_EQ(pipeline.stage_shares, (std::vector<double>{24e9, 8e9}));
+  ShardRequest given{.pp = 2, .stage_layers = {3, 1}};  // the user knows better
+  BalanceByMemory({24 * kGb, 8 * kGb}, false, given);
+  EXPECT_TRUE(given.stage_shares.empty());
+
+  ShardRequest tensor{.tp = 2};
+  BalanceByMemory({24 * kGb, 8 * kGb}, false, tensor);
+  EXPECT_TRUE(tensor.split.empty());
+  BalanceByMemory({24 * kGb, 8 * kGb}, true, tensor);
+  EXPECT_EQ(tensor.split, (std::vector<double>{24e9, 8e9}));
+
+  // Two stages of two: equal shares fill a stage when its smallest GPU is full.
+  ShardRequest both{.tp = 2, .pp = 2};
+  BalanceByMemory({24 * kGb, 8 * kGb, 16 * kGb, 16 * kGb}, false, both);
+  EXPECT_EQ(both.stage_shares, (std::vector<double>{8e9, 16e9}));
+  both.stage_shares.clear();
+  BalanceByMemory({24 * kGb, 8 * kGb, 16 * kGb, 16 * kGb}, true, both);
+  EXPECT_EQ(both.split, (std::vector<double>{16e9, 8e9}));
+  EXPECT_TRUE(both.stage_shares.empty());  // 32 GB each
+}
+
 TEST(ShardPlanBadRequest, SaysWhatWasAskedAndWhatIsAllowed) {
   const ModelConfig c = Config(4, 64, 8, 4, 32, 512, 512);
   const auto refused = [&](const ShardRequest& request, const std::string& text) {
@@ -247,6 +300,11 @@ TEST(ShardPlanBadRequest, SaysWhatWasAskedAndWhatIsAllowed) {
   refused({.tp = 2, .split = {1, -3}}, "the share -3");
   refused({.tp = 2, .split = {1, NAN}}, "positive");
   refused({.tp = 2, .split = {1, INFINITY}}, "positive");
+  refused({.pp = 2, .stage_layers = {4}}, "the stages have 4 layers, expected 2 numbers");
+  refused({.pp = 2, .stage_layers = {1, 2}}, "the stages have 1,2 layers");
+  refused({.pp = 2, .stage_layers = {5, -1}}, "that make up the model's 4");
+  refused({.pp = 2, .stage_shares = {1}}, "the stages have the shares 1, expected 2");
+  refused({.pp = 2, .stage_shares = {1, 0}}, "positive");
 }
 
 }  // namespace

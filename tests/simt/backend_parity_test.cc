@@ -36,6 +36,7 @@ struct Arrangement {
   std::string devices = "g";  // of each rank: g(pu) or c(pu)
   int tp = 1;
   bool stream = false;  // as little device memory as can be
+  std::vector<int> stage_layers = {};
 };
 
 class SimtParity : public testing::Test {
@@ -76,7 +77,7 @@ class SimtParity : public testing::Test {
   Answer Do(const Arrangement& setup, KvType kv = KvType::kF16) {
     const int world = static_cast<int>(setup.devices.size());
     EngineOptions options;
-    options.shard = {setup.tp, world / setup.tp, {}};
+    options.shard = {setup.tp, world / setup.tp, {}, setup.stage_layers};
     options.kv_type = kv;
     options.sequences = 2;
     options.context = 64;
@@ -163,6 +164,20 @@ TEST_F(SimtParity, TwoRanksOnOneDeviceAndADeviceBesideACpu) {
     SCOPED_TRACE(setup.devices + " tp " + std::to_string(setup.tp));
     const Answer split = Do(setup, KvType::kF32);
     EXPECT_EQ(split.greedy, cpu.greedy);
+    EXPECT_LT(Nmse(cpu, split), kFloat);
+  }
+}
+
+TEST_F(SimtParity, TheLastLayersOnTheDeviceTheOthersOnTheCpu) {  // -ngl
+  TinyModel m = Model(DType::kF32);
+  m.layers = 3;
+  Make(m);
+  const Answer cpu = Do({"c"}, KvType::kF32);
+  for (const int on_gpu : {1, 2}) {
+    SCOPED_TRACE(on_gpu);
+    const Answer split = Do({"cg", 1, false, {3 - on_gpu, on_gpu}}, KvType::kF32);
+    EXPECT_EQ(split.greedy, cpu.greedy);
+    EXPECT_EQ(split.greedy.size(), 5u);
     EXPECT_LT(Nmse(cpu, split), kFloat);
   }
 }
