@@ -30,6 +30,24 @@ class QuickstartTest(harness.TestCase):
     def test_from_another_folder(self):
         self.assert_ok(self.quickstart(cwd='/'))
 
+    def test_packages_of_another_architecture_are_others(self):
+        database = self.scratch / 'dpkg'
+        (database / 'info').mkdir(parents=True)
+        native = self.assert_ok(harness.run('dpkg', '--print-architecture')).out.decode().strip()
+        (database / 'arch').write_text(f'{native}\narm64\n')
+        entry = 'Package: {}\nStatus: install ok installed\nArchitecture: {}\nMulti-Arch: {}\nVersion: 1\n' \
+                'Maintainer: nobody\nDescription: a package\n\n'
+        (database / 'status').write_text(''.join(entry.format(*package) for package in [
+            ('both', native, 'same'), ('both', 'arm64', 'same'), ('foreign', 'arm64', 'same'),
+            ('scripts', 'all', 'foreign')]))
+        for name, installed in [('both', True), ('both:arm64', True), ('scripts', True), ('foreign:arm64', True),
+                                ('foreign', False), ('none', False), ('scripts:arm64', False)]:
+            packages = self.scratch / 'packages.txt'
+            packages.write_text(f'# a comment\n\n{name}\n')
+            result = harness.run(harness.ROOT / 'deploy' / 'install-packages', '--check', packages,
+                                 env={'DPKG_ADMINDIR': str(database)})
+            self.assertEqual(result.code == 0, installed, f'{name}: {result}')
+
     def broken(self, tool):
         """quickstart with a tool that fails: the message names the command and gives advice."""
         folder = self.scratch / f'without {tool}'
