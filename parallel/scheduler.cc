@@ -16,10 +16,8 @@ constexpr int kShortPrompt = 16;
 constexpr int kMostLosses = 3;  // of pages that a sequence streams, before it ends with an error
 
 // Prompts may make a step with decode rows this much longer, in steps that only decode. Less costs
-// throughput: the fewer prompt rows, the more often weights are read for them, and slots stay empty
-// meanwhile. Simulated for 16 streams with the costs of kernels/README.md, prompts of 224 and
-// answers of 64 tokens, tokens/s and p99 between tokens: 133 and 276 ms; at three times 123 and
-// 235; with 256 rows at a time 144 and 347, which grows with the cost of a row.
+// throughput, because weights are read more often for fewer prompt rows, and slots stay empty
+// meanwhile; launcher/SERVE.md has what was measured with three, four and no such bound.
 constexpr double kPromptShare = 4;
 constexpr int kPrefillTile = 32;  // prefill products cost as much for one row as for these
 constexpr int kLeastPromptRows = 64;
