@@ -32,6 +32,7 @@
 #include "launcher/log.h"
 #include "launcher/openai_api.h"
 #include "launcher/supervisor.h"
+#include "launcher/world.h"
 #include "shard/checkpoint.h"
 
 namespace shoal {
@@ -168,6 +169,12 @@ absl::StatusOr<ApiOptions> MakeApiOptions(const ServeFlags& f) {
 }
 
 absl::Status CheckFlags(const ServeFlags& f) {
+  absl::Status world = CheckWorldOptions(ToWorldOptions(f.model), f.model.in_process);
+  if (!world.ok() && !f.model.hosts.empty()) {
+    world = UsageError(
+        absl::StrCat(world.message(), "; to serve at that address: --listen ", f.model.hosts));
+  }
+  if (!world.ok()) return world;
   if (f.parallel < 1 || f.parallel > 4096) {
     return UsageError(absl::StrCat("--parallel ", f.parallel, ": choose 1 to 4096"));
   }

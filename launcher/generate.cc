@@ -9,6 +9,13 @@
 #include "launcher/utf8_stream.h"
 
 namespace shoal {
+namespace {
+
+std::string Count(int64_t n, const char* noun) {
+  return fmt::format("{} {}{}", n, noun, n == 1 ? "" : "s");
+}
+
+}  // namespace
 
 absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
                                     SequenceRequest request,
@@ -56,13 +63,16 @@ absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
 }
 
 std::string FormatSpeed(const Generation& g) {
-  const auto rate = [](double n, double seconds) { return seconds > 0 ? n / seconds : 0.0; };
-  const double decoded = g.tokens.empty() ? 0 : static_cast<double>(g.tokens.size()) - 1;
+  // ": N tokens/s", or nothing where there was too little to measure.
+  const auto rate = [](double n, double seconds) {
+    return n > 0 && seconds > 0 ? fmt::format(", {:.1f} tokens/s", n / seconds) : std::string();
+  };
   const std::string cached =
       g.cached_tokens > 0 ? fmt::format(" ({} cached)", g.cached_tokens) : "";
-  return fmt::format("prompt {} tokens{}, {:.1f} tokens/s; generated {} tokens, {:.1f} tokens/s\n",
-                     g.prompt_tokens, cached,
-                     rate(g.prompt_tokens - g.cached_tokens, g.prompt_seconds), g.tokens.size(),
+  const double decoded = g.tokens.empty() ? 0 : static_cast<double>(g.tokens.size()) - 1;
+  return fmt::format("prompt {}{}{}; generated {}{}\n", Count(g.prompt_tokens, "token"), cached,
+                     rate(g.prompt_tokens - g.cached_tokens, g.prompt_seconds),
+                     Count(static_cast<int64_t>(g.tokens.size()), "token"),
                      rate(decoded, g.decode_seconds));
 }
 

@@ -8,6 +8,7 @@
 #include "CLI/CLI.hpp"
 #include "launcher/commands.h"
 #include "launcher/exit_code.h"
+#include "launcher/usage_message.h"
 
 namespace {
 
@@ -58,11 +59,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
-    if (argc > 1 && argv[1][0] != '-' && app.get_subcommands().empty()) {
-      std::fprintf(stderr, "shoal: '%s' is not a command.\nTry 'shoal --help'.\n", argv[1]);
-      return shoal::kExitUsage;
-    }
-    std::fprintf(stderr, "shoal: %s\nTry 'shoal --help' or 'shoal run --help'.\n", e.what());
+    std::fputs(shoal::UsageMessage(app, e, argc, argv).c_str(), stderr);
     return shoal::kExitUsage;
   }
   return FlushedExitCode(line.exit_code);

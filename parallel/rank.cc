@@ -247,8 +247,11 @@ absl::Status Rank::DoesNotFit(int64_t budget, int64_t least, const char* flag) c
   const int64_t token_bytes = KvTokenBytes(config_, options_, plan_.ranks[mesh_->world().rank()]);
   const int64_t tokens = (budget - memory_.workspace - least) / std::max<int64_t>(1, token_bytes);
   return absl::ResourceExhaustedError(absl::StrCat(
-      "this does not fit in the ", FormatBytes(budget), " that the rank may take:\n  weights    ",
-      FormatBytes(least), " at least, streamed (", FormatBytes(layout_.bytes),
+      "this does not fit ",
+      budget > 0 ? absl::StrCat("in the ", FormatBytes(budget), " that the rank may take")
+                 : absl::StrCat("in memory: the program alone takes ", FormatBytes(-budget),
+                                " more than the rank may"),
+      ":\n  weights    ", FormatBytes(least), " at least, streamed (", FormatBytes(layout_.bytes),
       " in all)\n  KV cache   ", FormatBytes(memory_.kv), " (", options_.kv_tokens,
       " tokens)\n  workspace  ", FormatBytes(memory_.workspace), " (batches of ", options_.rows,
       ")\n  together   ", FormatBytes(least + others), "\n",

@@ -76,6 +76,25 @@ class BadInputTest(harness.TestCase):
         self.assertEqual(result.code, USAGE, str(result))
         self.assertIn("'frobnicate' is not a command", result.err)
 
+    def test_slips_of_the_fingers(self):
+        cases = ((('sevre',), "'sevre' is not a command; did you mean serve?"),
+                 (('-m', 'x'), 'a command comes first'),
+                 ((), 'say what to do'),
+                 (('run', '--temprature', '1', '-p', 'x'), '--temprature is none of its flags; did you mean --temperature?'),
+                 (('run', '--zzzzzz'), 'shoal run: --zzzzzz is none of its flags\n'),
+                 (('run', 'model.gguf', '-p', 'x'), 'a model is given with -m model.gguf'),
+                 (('run', '-p', 'a', 'word'), '"word" is not expected here'),
+                 (('bench', '--tp', 'two'), '--tp two: this is no number'),
+                 (('serve', '--port', '99999'), '--port 99999'),
+                 (('serve', '--port'), '--port needs a value'),
+                 (('serve', '--host', '0.0.0.0'), 'to serve at that address: --listen 0.0.0.0'))
+        for words, message in cases:
+            with self.subTest(words=' '.join(words)):
+                result = harness.shoal(*words)
+                self.assertEqual(result.code, USAGE, str(result))
+                self.assertIn(message, result.err)
+                self.assertEqual(result.out, b'')
+
     def test_not_a_model(self):
         path = self.file(b'This is a letter, not a model.\n' * 100)
         self.refused(MALFORMED, '-m', path, '-p', 'x', names=path)
