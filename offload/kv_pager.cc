@@ -62,6 +62,9 @@ absl::StatusOr<std::unique_ptr<KvPager>> KvPager::Open(const Options& options, K
   }
   if (!pager->file_->note.empty()) pager->Warn(pager->file_->note);
   pager->thread_ = std::thread([p = pager.get()] { p->Run(); });
+  for (int c = 0; c < options.copiers; c++) {
+    pager->copiers_.emplace_back([p = pager.get()] { p->Copy(); });
+  }
   return pager;
 }
 
@@ -75,6 +78,12 @@ KvPager::~KvPager() {
     work_cv_.SignalAll();
   }
   thread_.join();
+  {
+    MutexLock lock(&mu_);
+    stop_copying_ = true;
+    read_cv_.SignalAll();
+  }
+  for (std::thread& t : copiers_) t.join();
 }
 
 void KvPager::Write(int record, absl::Span<const KvName> prefix, absl::Span<const int32_t> blocks) {
@@ -153,9 +162,8 @@ void KvPager::BeginStream(const std::vector<StreamPart>& parts) {
 const uint8_t* KvPager::NextPart() {
   MutexLock lock(&mu_);
   if (held_ >= 0) {
-    GiveBuffer(std::exchange(held_, -1));
     stream_buffers_--;
-    work_cv_.Signal();
+    GiveBuffer(std::exchange(held_, -1));
   }
   SHOAL_CHECK(next_part_ < stream_.size(), "more parts are asked for than were announced");
   const Streamed& s = stream_[next_part_++];
@@ -198,6 +206,7 @@ int KvPager::TakeBuffer() {
 void KvPager::GiveBuffer(int buffer) {
   free_buffers_.push_back(buffer);
   done_cv_.SignalAll();
+  work_cv_.Signal();
 }
 
 void KvPager::Warn(const std::string& what) {
@@ -209,7 +218,7 @@ void KvPager::Warn(const std::string& what) {
   if (options_.warn) options_.warn(what);
 }
 
-// Everything below runs on the I/O thread.
+// Everything below runs on the I/O thread, but for what the copiers do.
 
 void KvPager::Run() {
   AsyncFile& file = *file_->file;
@@ -302,7 +311,7 @@ bool KvPager::Start(Job& job) {
     job.failed = load.failed || r.what.prefix[job.blocks - 1] != load.prefix;
     job.blocks = r.what.blocks();  // those that the checksums are over
   }
-  if (!job.failed && reads_in_flight_++ == 0) read_since_ = Now();
+  if (reads_in_flight_++ == 0) read_since_ = Now();
   return !job.failed;
 }
 
@@ -349,11 +358,35 @@ void KvPager::Finish(Job& job, const absl::Status& status) {
     Warn(absl::StrCat(status.message(), "; KV pages that cannot be ", read ? "read" : "written",
                       " are computed again when needed"));
   }
-  const bool transferred = !job.failed;
   job.failed = job.failed || !status.ok();
-  if (read && !job.failed) job.failed = !Verify(job);
-  std::vector<int32_t> blocks;
+  MutexLock lock(&mu_);
+  if (!read) {
+    FinishWrite(job);
+    return;
+  }
+  read_.push_back(job);
+  read_cv_.Signal();
+}
+
+void KvPager::Copy() {
+  for (;;) {
+    Job job;
+    {
+      MutexLock lock(&mu_);
+      while (read_.empty() && !stop_copying_) read_cv_.Wait(&mu_);
+      if (read_.empty()) return;
+      job = read_.front();
+      read_.pop_front();
+    }
+    FinishRead(job);
+  }
+}
+
+// On a copier.
+void KvPager::FinishRead(Job& job) {
+  if (!job.failed) job.failed = !Verify(job);
   if (job.kind == Kind::kLoad && !job.failed) {
+    std::vector<int32_t> blocks;
     {
       MutexLock lock(&mu_);
       blocks = loads_[job.index].blocks;
@@ -363,30 +396,29 @@ void KvPager::Finish(Job& job, const absl::Status& status) {
     }
   }
   MutexLock lock(&mu_);
-  if (read && transferred) {
-    if (--reads_in_flight_ == 0) stats_.read_s += Now() - read_since_;
-    if (!job.failed) stats_.bytes_in += job.layers * shape_.part_bytes();
+  if (--reads_in_flight_ == 0) stats_.read_s += Now() - read_since_;
+  if (job.failed) {
+    records_[job.record].bad = true;
+  } else {
+    stats_.bytes_in += job.layers * shape_.part_bytes();
   }
-  if (read && job.failed) records_[job.record].bad = true;
-  if (!read) {
-    FinishWrite(job);
-  } else if (job.kind == Kind::kLoad) {
+  if (job.kind == Kind::kLoad) {
     LoadState& load = loads_[job.index];
     load.failed = load.failed || job.failed;
     if (--load.jobs == 0) loads_left_--;
     GiveBuffer(job.buffer);
+    return;
+  }
+  Streamed& s = stream_[job.index];
+  s.ready = true;
+  stream_reading_--;
+  if (job.failed) {
+    stats_.failed++;
+    stream_buffers_--;
+    GiveBuffer(job.buffer);
   } else {
-    Streamed& s = stream_[job.index];
-    s.ready = true;
-    stream_reading_--;
-    if (job.failed) {
-      stats_.failed++;
-      stream_buffers_--;
-      GiveBuffer(job.buffer);
-    } else {
-      s.buffer = job.buffer;
-      done_cv_.SignalAll();
-    }
+    s.buffer = job.buffer;
+    done_cv_.SignalAll();
   }
 }
 

@@ -30,7 +30,8 @@ class KvMemory {
  public:
   virtual ~KvMemory() = default;
   virtual void CopyOut(int layer, absl::Span<const int32_t> blocks, uint8_t* to) = 0;
-  // Called by the pager's I/O thread, for blocks that nobody else uses meanwhile. Skips blocks < 0.
+  // Called by threads of the pager, several at once for different layers or blocks, which nobody
+  // else uses meanwhile. Skips blocks < 0.
   virtual void CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) = 0;
 };
 
@@ -44,13 +45,16 @@ struct KvPagerStats {
   std::string engine;
 };
 
-// One engine thread calls it; one I/O thread of its own does the rest.
+// One engine thread calls it; an I/O thread and a few copiers of its own do the rest.
 class KvPager {
  public:
   struct Options {
     KvFileOptions file;
     int buffers = 24;  // staging of buffer_bytes each
     int depth = 8;     // transfers in flight
+    // Threads that check what was read and copy it into blocks. One is slower than a fast disk, and
+    // much slower where the blocks are touched for the first time.
+    int copiers = 2;
     // Called at most once for all that goes wrong with the file, from any thread.
     std::function<void(const std::string&)> warn;
   };
@@ -121,9 +125,11 @@ class KvPager {
 
   KvPager(const Options& options, KvMemory& memory);
   void Run();
+  void Copy();
   bool Pick(Job* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Start(Job& job) ABSL_LOCKS_EXCLUDED(mu_);
   void Finish(Job& job, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  void FinishRead(Job& job) ABSL_LOCKS_EXCLUDED(mu_);
   void FinishWrite(Job& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Verify(const Job& job) ABSL_LOCKS_EXCLUDED(mu_);
   void Submit(const Job& job);
@@ -154,7 +160,10 @@ class KvPager {
   Mutex mu_;
   CondVar work_cv_;  // I/O thread: there is something to do
   CondVar done_cv_;  // engine thread: something is done
+  CondVar read_cv_;  // copiers: something was read
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  bool stop_copying_ ABSL_GUARDED_BY(mu_) = false;
+  std::deque<Job> read_ ABSL_GUARDED_BY(mu_);  // to be checked and copied
   std::vector<int> free_buffers_ ABSL_GUARDED_BY(mu_);
   std::deque<Job> writes_ ABSL_GUARDED_BY(mu_);
   std::deque<Job> load_jobs_ ABSL_GUARDED_BY(mu_);
@@ -173,11 +182,12 @@ class KvPager {
   std::vector<Record> records_ ABSL_GUARDED_BY(mu_);
   uint64_t next_stamp_ ABSL_GUARDED_BY(mu_) = 1;
   bool warned_ ABSL_GUARDED_BY(mu_) = false;
-  int reads_in_flight_ ABSL_GUARDED_BY(mu_) = 0;
+  int reads_in_flight_ ABSL_GUARDED_BY(mu_) = 0;  // until they are copied
   double read_since_ ABSL_GUARDED_BY(mu_) = 0;
   KvPagerStats stats_ ABSL_GUARDED_BY(mu_);
 
-  std::thread thread_;  // last: uses all of the above
+  std::thread thread_;  // last, with the copiers: they use all of the above
+  std::vector<std::thread> copiers_;
 };
 
 }  // namespace shoal
