@@ -1,8 +1,10 @@
 #include "parallel/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <unordered_map>
 
 namespace shoal {
@@ -11,6 +13,38 @@ namespace {
 constexpr int kMaxCandidates = 1024;
 constexpr int kOpenCandidates =
     256;  // without top-k: enough for top-p or min-p to cut, nearly always
+
+constexpr int kBlock = 32;  // logits that are looked at together
+
+// fn(x) for each kBlock logits; the last ones are filled up with -inf.
+template <typename Fn>
+void ForBlocks(absl::Span<const float> logits, const Fn& fn) {
+  const size_t whole = logits.size() / kBlock * kBlock;
+  for (size_t i = 0; i < whole; i += kBlock) fn(&logits[i]);
+  if (whole == logits.size()) return;
+  float last[kBlock];
+  std::fill(last, last + kBlock, -std::numeric_limits<float>::infinity());
+  std::copy(logits.begin() + whole, logits.end(), last);
+  fn(last);
+}
+
+// e^x for x <= 0 to 2e-7 relative; 0 from -87 down, and for NaN. x = n ln 2 + r, Cephes' polynomial
+// in r. Plain arithmetic without branches: library calls would take a millisecond for a vocabulary.
+float ExpOfNegative(float x) {
+  constexpr float kRound = 12582912;  // 1.5 * 2^23: what is added to it loses its fraction
+  const float low = x > -87 ? x : -87;
+  const float n = (low * 1.44269504088896341f + kRound) - kRound;
+  const float r = (low - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = (p * r * r + r) + 1;
+  const auto power = std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+  return x > -87 ? p * power : 0;
+}
 
 bool Better(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
@@ -177,17 +211,26 @@ std::vector<Candidate> TopCandidates(absl::Span<const float> logits, int32_t fir
   std::vector<Candidate> heap;  // the worst of the best k on top
   if (k <= 0) return heap;
   heap.reserve(k);
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const Candidate c{first_token + static_cast<int32_t>(i), logits[i]};
-    if (std::isnan(c.logit)) continue;
-    if (heap.size() < static_cast<size_t>(k)) {
-      heap.push_back(c);
-      std::push_heap(heap.begin(), heap.end(), Better);
-    } else if (Better(c, heap.front())) {
+  size_t i = 0;
+  for (; i < logits.size() && heap.size() < static_cast<size_t>(k); ++i) {
+    if (std::isnan(logits[i])) continue;
+    heap.push_back({first_token + static_cast<int32_t>(i), logits[i]});
+    std::push_heap(heap.begin(), heap.end(), Better);
+  }
+  while (i < logits.size()) {
+    const absl::Span<const float> block = logits.subspan(i, kBlock);
+    // NaN is above nothing, and an equal logit of a later token is no better. Nearly all blocks
+    // hold no candidate; this loop has no branches, so that it becomes vector code.
+    const float worst = heap.front().logit;
+    int better = 0;
+    for (const float x : block) better |= static_cast<int>(x > worst);
+    for (size_t j = 0; better != 0 && j < block.size(); ++j) {
+      if (!(block[j] > heap.front().logit)) continue;
       std::pop_heap(heap.begin(), heap.end(), Better);
-      heap.back() = c;
+      heap.back() = {first_token + static_cast<int32_t>(i + j), block[j]};
       std::push_heap(heap.begin(), heap.end(), Better);
     }
+    i += block.size();
   }
   std::sort_heap(heap.begin(), heap.end(), Better);
   return heap;
@@ -199,12 +242,21 @@ std::vector<Candidate> MergeCandidates(std::vector<Candidate> shards, int k) {
 }
 
 double LogSumExp(absl::Span<const float> logits, float scale) {
-  float best = -std::numeric_limits<float>::infinity();
-  for (float x : logits) best = std::max(best, x * scale);
+  // Each lane has its own maximum and sum, so that the compiler may use vectors.
+  float most[kBlock];
+  std::fill(most, most + kBlock, -std::numeric_limits<float>::infinity());
+  ForBlocks(logits, [&](const float* x) {
+    for (int i = 0; i < kBlock; ++i) most[i] = x[i] * scale > most[i] ? x[i] * scale : most[i];
+  });
+  const float best = *std::max_element(most, most + kBlock);
   if (!std::isfinite(best)) return best;
-  double sum = 0;
-  for (float x : logits) sum += std::exp(x * scale - best);
-  return best + std::log(sum);
+  double sums[kBlock] = {};
+  ForBlocks(logits, [&](const float* x) {
+    float e[kBlock];
+    for (int i = 0; i < kBlock; ++i) e[i] = ExpOfNegative(x[i] * scale - best);
+    for (int i = 0; i < kBlock; ++i) sums[i] += e[i];
+  });
+  return best + std::log(std::accumulate(sums, sums + kBlock, 0.0));
 }
 
 double UniformAt(uint64_t seed, uint64_t position) {

@@ -66,7 +66,7 @@ std::vector<Candidate> TopCandidates(absl::Span<const float> logits, int32_t fir
 // sure to be the best of the whole vocabulary.
 std::vector<Candidate> MergeCandidates(std::vector<Candidate> shards, int k);
 
-// log sum exp(scale * x)
+// log sum exp(scale * x), to about 1e-7; NaN counts as -inf.
 double LogSumExp(absl::Span<const float> logits, float scale);
 
 // Uniform in [0, 1) from (seed, position), by splitmix64's finalizer.

@@ -4,8 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <random>
+#include <vector>
 
 namespace shoal {
 namespace {
@@ -138,6 +141,45 @@ TEST(Sampler, LogprobsAreOfTheWholeDistribution) {
   ASSERT_EQ(s->top.size(), 2u);
   EXPECT_NEAR(s->logprob, 2 - std::log(std::exp(0.0) + std::exp(1.0) + std::exp(2.0)), 1e-6);
   EXPECT_EQ(s->top[1].token, 2);
+}
+
+TEST(Sampler, TopCandidatesAreThoseOfASort) {
+  for (const int n : {1, 31, 32, 33, 500, 4099}) {
+    // Few distinct values: many ties. Some NaN, also at both ends.
+    std::vector<float> x = RandomLogits(n, static_cast<uint32_t>(n), 3);
+    for (float& v : x) v = std::round(v * 4);
+    for (int i = 0; i < n; i += 7) x[i] = std::nanf("");
+    std::vector<Candidate> sorted;
+    for (int i = 0; i < n; ++i) {
+      if (!std::isnan(x[i])) sorted.push_back({10 + i, x[i]});
+    }
+    std::stable_sort(sorted.begin(), sorted.end(),
+                     [](const Candidate& a, const Candidate& b) { return a.logit > b.logit; });
+    for (const int k : {0, 1, 3, 40, 5000}) {
+      const auto best = TopCandidates(x, 10, k);
+      ASSERT_EQ(best.size(), std::min<size_t>(k, sorted.size())) << n << ", " << k;
+      for (size_t i = 0; i < best.size(); ++i) {
+        ASSERT_EQ(best[i].token, sorted[i].token) << n << ", " << k << ", " << i;
+        ASSERT_EQ(best[i].logit, sorted[i].logit);
+      }
+    }
+  }
+}
+
+TEST(Sampler, LogSumExpIsThatOfDoubles) {
+  for (const int n : {1, 31, 32, 33, 4099}) {
+    for (const float scale : {1.0f, 0.2f, 10.0f}) {
+      std::vector<float> x = RandomLogits(n, static_cast<uint32_t>(n), 5);
+      x[n / 2] = -std::numeric_limits<float>::infinity();
+      x.push_back(1);
+      double sum = 0;
+      for (const float v : x) sum += std::exp(static_cast<double>(v * scale));
+      EXPECT_NEAR(LogSumExp(x, scale), std::log(sum), 1e-6 * std::max(1.0, std::log(sum)))
+          << n << ", " << scale;
+    }
+  }
+  const float none = -std::numeric_limits<float>::infinity();
+  EXPECT_EQ(LogSumExp({none, none}, 1), none);
 }
 
 TEST(Sampler, NanLogitsAreNeverDrawn) {
