@@ -12,10 +12,8 @@
 namespace shoal {
 namespace {
 
-// Bytes of weights that a thread takes at a time from its own share; of many rows more, since a run
-// reads them all.
-constexpr int64_t kRunBytes = 64 << 10;
-constexpr int64_t kManyRowsRunBytes = 256 << 10;
+// Bytes of weights that a thread takes at a time from its own share.
+constexpr int64_t kRunBytes = 256 << 10;
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -46,7 +44,9 @@ struct Run {
 
 // The jobs of a phase. Each thread has a share of the panels, all behind each other, and takes runs
 // of them from its front: memory streams that start anew every 128 KiB read a fifth less. A thread
-// whose share is used up takes the back half of the largest one that is left.
+// whose share is used up takes the back half of the largest one that is left. Runs shrink towards
+// the end of a share, so that the threads end together; those of tiles do not, as they unpack their
+// panels for all rows.
 class WorkList {
  public:
   explicit WorkList(int threads) : shares_(threads) {}
@@ -77,10 +77,10 @@ void WorkList::Start() {
     const PackedShape& shape = job.weight->shape;
     job.panel_begin = panels;
     panels += shape.panels();
-    const int64_t bytes = job.count > kMaxTileRows ? kManyRowsRunBytes : kRunBytes;
-    job.most_panels = job.path == Path::kBf16
-                          ? kBf16Panels
-                          : std::max<int64_t>(1, bytes / std::max<int64_t>(1, shape.panel_bytes()));
+    job.most_panels =
+        job.path == Path::kBf16
+            ? kBf16Panels
+            : std::max<int64_t>(1, kRunBytes / std::max<int64_t>(1, shape.panel_bytes()));
   }
   const int64_t threads = static_cast<int64_t>(shares_.size());
   // Even borders, as a product with tiles takes panels in pairs.
@@ -102,8 +102,11 @@ bool WorkList::Take(int thread, Run* run) {
                            [](int64_t panel, const Job& job) { return panel < job.panel_begin; });
       const Job& job = *(after - 1);
       const int64_t begin = Begin(range) - job.panel_begin;
-      const int64_t end = std::min(
-          {begin + job.most_panels, job.weight->shape.panels(), End(range) - job.panel_begin});
+      const int64_t left = End(range) - Begin(range);
+      const int64_t most =
+          job.path == Path::kBf16 ? job.most_panels : std::min(job.most_panels, (left + 1) / 2);
+      const int64_t end =
+          std::min({begin + most, job.weight->shape.panels(), End(range) - job.panel_begin});
       if (own.compare_exchange_weak(range, Range(job.panel_begin + end, End(range)),
                                     std::memory_order_relaxed)) {
         *run = {&job, begin, end};
