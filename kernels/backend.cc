@@ -8,15 +8,17 @@
 
 namespace shoal {
 
-// A device that shares the host's memory: nothing is moved.
-
-absl::StatusOr<DeviceMemory> Backend::Allocate(int64_t bytes) {
+absl::StatusOr<DeviceMemory> AllocateHost(int64_t bytes) {
   absl::StatusOr<Buffer> buffer = Buffer::Allocate(bytes);
   if (!buffer.ok()) return buffer.status();
   auto owner = std::make_shared<Buffer>(*std::move(buffer));
   uint8_t* const data = owner->data();
   return DeviceMemory(data, bytes, [owner](uint8_t*) {});
 }
+
+// A device that shares the host's memory: nothing is moved.
+
+absl::StatusOr<DeviceMemory> Backend::Allocate(int64_t bytes) { return AllocateHost(bytes); }
 
 absl::StatusOr<DeviceMemory> Backend::AllocateStaging(int64_t bytes) { return Allocate(bytes); }
 
@@ -27,5 +29,9 @@ void Backend::Copy(void* to, const void* from, int64_t bytes) {
 const void* Backend::OnHost(const void* data, int64_t) { return data; }
 
 const void* Backend::OnDevice(const void* data, int64_t) { return data; }
+
+absl::StatusOr<std::unique_ptr<CopyEngine>> Backend::MakeCopies() {
+  return absl::UnimplementedError("the device works in host memory: there is nothing to copy");
+}
 
 }  // namespace shoal

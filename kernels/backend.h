@@ -180,6 +180,9 @@ class Backend {
   // What moves weights to a device's own memory beside the ops; null where there is nothing to
   // move.
   virtual CopyEngine* copies() { return nullptr; }
+  // Another order of copies beside that one, for a device that has it. Goes before the backend
+  // does.
+  virtual absl::StatusOr<std::unique_ptr<CopyEngine>> MakeCopies();
   // The device's queue, for libraries that enqueue on it; null for CPUs.
   virtual DeviceQueue* queue() { return nullptr; }
   // kUnavailable when the device failed in one of the ops before: their results are garbage.

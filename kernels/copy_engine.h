@@ -1,7 +1,7 @@
-// Copies from host memory to a device's, in an order of their own beside the ops.
+// Copies between host memory and a device's, in an order of their own beside the ops.
 //
 // Fences tie the two orders together: a fence is marked at a place in one of them, and waited for
-// in the other or by the host. Used by the rank's engine thread.
+// in the other or by the host. Used by the rank's engine thread; what another one may call says so.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,8 @@ class CopyEngine {
   // Enqueues a copy behind the copies before it. `from` is staging memory
   // (Backend::AllocateStaging) or was pinned, and stays as it is until the copy is done.
   virtual absl::Status Copy(uint8_t* to, const uint8_t* from, int64_t bytes) = 0;
+  // The same from the device to staging memory.
+  virtual absl::Status CopyBack(uint8_t* to, const uint8_t* from, int64_t bytes) = 0;
   // Makes copies from this host memory as fast as from staging memory, until the engine ends. False
   // when the system refuses: then it must not be copied from directly.
   virtual bool Pin(const uint8_t* from, int64_t bytes) = 0;
@@ -27,7 +29,12 @@ class CopyEngine {
   virtual absl::Status MarkOps(int fence) = 0;     // behind the ops enqueued so far
   virtual absl::Status OpsWaitFor(int fence) = 0;  // ops and copies that are enqueued from now on
   virtual absl::Status CopiesWaitFor(int fence) = 0;
-  virtual absl::Status Await(int fence) = 0;  // the host
+  // The host: whichever thread calls it.
+  virtual absl::Status Await(int fence) = 0;
+
+  // A thread other than the engine's calls this before anything else. It may then use an engine
+  // that is its own; others may mark fences of it meanwhile that exist already.
+  virtual absl::Status EnterThread() = 0;
 };
 
 }  // namespace shoal

@@ -6,6 +6,8 @@
 #include <memory>
 #include <utility>
 
+#include "absl/status/statusor.h"
+
 namespace shoal {
 
 // Move-only, zero-filled when allocated, aligned to 64 bytes or more. Freed with the last owner;
@@ -28,5 +30,8 @@ class DeviceMemory {
   std::unique_ptr<uint8_t, Free> data_;
   int64_t bytes_ = 0;
 };
+
+// Host memory as a Buffer is. kResourceExhausted with the sizes when the system refuses.
+absl::StatusOr<DeviceMemory> AllocateHost(int64_t bytes);
 
 }  // namespace shoal

@@ -22,6 +22,10 @@ int ChunkLayers(const KvPageShape& shape) {
 
 }  // namespace
 
+absl::StatusOr<DeviceMemory> KvMemory::MakeStaging(int64_t bytes, int /*buffers*/) {
+  return AllocateHost(bytes);
+}
+
 int64_t KvPager::BufferBytes(const KvPageShape& shape) {
   return std::max(shape.header_bytes(), ChunkLayers(shape) * shape.part_bytes());
 }
@@ -41,8 +45,10 @@ absl::StatusOr<std::unique_ptr<KvPager>> KvPager::Open(const Options& options, K
   std::unique_ptr<KvPager> pager(new KvPager(options, memory));
   SHOAL_ASSIGN_OR_RETURN(pager->file_, OpenKvPageFile(options.file));
   // At least 2 MiB: such buffers are aligned for direct transfers.
-  SHOAL_ASSIGN_OR_RETURN(pager->staging_, Buffer::Allocate(std::max<int64_t>(
-                                              MemoryBytes(pager->shape_, options), 2 << 20)));
+  SHOAL_ASSIGN_OR_RETURN(
+      pager->staging_,
+      memory.MakeStaging(std::max<int64_t>(MemoryBytes(pager->shape_, options), 2 << 20),
+                         options.buffers));
   AsyncFile& file = *pager->file_->file;
   file.Register(pager->staging_.data(), static_cast<int64_t>(pager->staging_.size()));
   pager->jobs_.resize(options.depth);
@@ -110,6 +116,9 @@ void KvPager::Write(int record, absl::Span<const KvName> prefix, absl::Span<cons
     for (int l = 0; l < job.layers; l++) {
       memory_.CopyOut(layer + l, blocks, BufferAt(job.buffer) + l * shape_.part_bytes());
     }
+    const absl::Status copied = memory_.EndCopyOut(job.buffer);
+    if (!copied.ok()) WarnOfCopy(copied);
+    job.failed = !copied.ok();
     MutexLock lock(&mu_);
     writes_.push_back(job);
     work_cv_.Signal();
@@ -117,8 +126,10 @@ void KvPager::Write(int record, absl::Span<const KvName> prefix, absl::Span<cons
 }
 
 void KvPager::Load(int record, const KvName& prefix, absl::Span<const int32_t> blocks) {
+  const absl::Status begun = memory_.BeginCopyIn();
+  if (!begun.ok()) WarnOfCopy(begun);
   MutexLock lock(&mu_);
-  LoadState load{record, prefix, {blocks.begin(), blocks.end()}, 0, false};
+  LoadState load{record, prefix, {blocks.begin(), blocks.end()}, 0, !begun.ok()};
   for (int layer = 0; layer < shape_.layers; layer += chunk_layers_) {
     Job job;
     job.kind = Kind::kLoad;
@@ -218,10 +229,16 @@ void KvPager::Warn(const std::string& what) {
   if (options_.warn) options_.warn(what);
 }
 
+void KvPager::WarnOfCopy(const absl::Status& status) {
+  Warn(absl::StrCat(status.message(),
+                    "; KV pages that cannot be copied are computed again when needed"));
+}
+
 // Everything below runs on the I/O thread, but for what the copiers do.
 
 void KvPager::Run() {
   AsyncFile& file = *file_->file;
+  if (const absl::Status s = memory_.EnterThread(); !s.ok()) WarnOfCopy(s);
   std::vector<IoDone> done;
   for (;;) {
     Job job;
@@ -282,6 +299,10 @@ bool KvPager::Pick(Job* job) {
 // False when there is nothing to transfer because the job has failed already.
 bool KvPager::Start(Job& job) {
   if (job.kind == Kind::kWrite) {
+    const absl::Status copied = memory_.AwaitCopyOut(job.buffer);
+    if (!copied.ok()) WarnOfCopy(copied);
+    job.failed = job.failed || !copied.ok();
+    if (job.failed) return false;
     if (!reserved_[job.record]) {
       const int64_t bytes = shape_.record_bytes();
       const absl::Status s = folder_.Grow(
@@ -369,6 +390,7 @@ void KvPager::Finish(Job& job, const absl::Status& status) {
 }
 
 void KvPager::Copy() {
+  if (const absl::Status s = memory_.EnterThread(); !s.ok()) WarnOfCopy(s);
   for (;;) {
     Job job;
     {
@@ -392,7 +414,10 @@ void KvPager::FinishRead(Job& job) {
       blocks = loads_[job.index].blocks;
     }
     for (int l = 0; l < job.layers; l++) {
-      memory_.CopyIn(job.layer + l, blocks, BufferAt(job.buffer) + l * shape_.part_bytes());
+      const absl::Status copied =
+          memory_.CopyIn(job.layer + l, blocks, BufferAt(job.buffer) + l * shape_.part_bytes());
+      if (!copied.ok()) WarnOfCopy(copied);
+      job.failed = job.failed || !copied.ok();
     }
   }
   MutexLock lock(&mu_);

@@ -17,7 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "kernels/buffer.h"
+#include "kernels/device_memory.h"
 #include "kernels/mutex.h"
 #include "offload/kv_directory.h"
 #include "offload/kv_page_file.h"
@@ -29,10 +29,23 @@ namespace shoal {
 class KvMemory {
  public:
   virtual ~KvMemory() = default;
+  // `buffers` equal buffers of host memory, zeros, once, before the rest.
+  virtual absl::StatusOr<DeviceMemory> MakeStaging(int64_t bytes, int buffers);
   virtual void CopyOut(int layer, absl::Span<const int32_t> blocks, uint8_t* to) = 0;
   // Called by threads of the pager, several at once for different layers or blocks, which nobody
   // else uses meanwhile. Skips blocks < 0.
-  virtual void CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) = 0;
+  virtual absl::Status CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) = 0;
+
+  // A device's own memory is copied in an order beside the thread's. EndCopyOut: what was copied to
+  // this buffer since the last call is one thing; its blocks may be used for other tokens now, its
+  // bytes are there after AwaitCopyOut, which the I/O thread calls. An error says that they are
+  // not.
+  virtual absl::Status EndCopyOut(int /*buffer*/) { return absl::OkStatus(); }
+  virtual absl::Status AwaitCopyOut(int /*buffer*/) { return absl::OkStatus(); }
+  // The engine thread gives up blocks that CopyIn will be called for.
+  virtual absl::Status BeginCopyIn() { return absl::OkStatus(); }
+  // The first call of each of the pager's threads.
+  virtual absl::Status EnterThread() { return absl::OkStatus(); }
 };
 
 struct KvPagerStats {
@@ -134,6 +147,7 @@ class KvPager {
   bool Verify(const Job& job) ABSL_LOCKS_EXCLUDED(mu_);
   void Submit(const Job& job);
   void Warn(const std::string& what);
+  void WarnOfCopy(const absl::Status& status);
   int TakeBuffer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveBuffer(int buffer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   uint8_t* BufferAt(int buffer) { return staging_.data() + buffer * buffer_bytes_; }
@@ -144,7 +158,7 @@ class KvPager {
   const int chunk_layers_;  // layers of one transfer of a whole page
   KvMemory& memory_;
   std::unique_ptr<KvPageFile> file_;
-  Buffer staging_;
+  DeviceMemory staging_;
 
   // Engine thread.
   int held_ = -1;  // buffer of the last NextPart

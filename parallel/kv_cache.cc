@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/status_macros.h"
 
 namespace shoal {
 
@@ -12,6 +13,7 @@ absl::StatusOr<KvCache> KvCache::Create(Backend& backend, const KvShape& shape, 
                                         int blocks, int slots, int blocks_per_slot,
                                         int window_blocks) {
   KvCache kv;
+  kv.backend_ = &backend;
   kv.shape_ = shape;
   kv.layers_ = layers;
   kv.blocks_ = blocks;
@@ -63,22 +65,66 @@ absl::Status KvCache::CheckBlocks(absl::Span<const int32_t> blocks, bool may_ski
   return absl::OkStatus();
 }
 
+absl::StatusOr<DeviceMemory> KvCache::MakeStaging(int64_t bytes, int buffers) {
+  if (backend_->shares_host_memory()) return AllocateHost(bytes);
+  SHOAL_ASSIGN_OR_RETURN(transfers_, KvTransfers::Create(*backend_));
+  SHOAL_RETURN_IF_ERROR(transfers_->UseBuffers(buffers));
+  SHOAL_ASSIGN_OR_RETURN(DeviceMemory staging, transfers_->AllocateStaging(bytes));
+  std::memset(staging.data(), 0, bytes);
+  return staging;
+}
+
 void KvCache::CopyOut(int layer, absl::Span<const int32_t> blocks, uint8_t* to) {
   const KvLayer kv = this->layer(layer);
   const int64_t bytes = shape_.block_bytes();
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    std::memcpy(to + static_cast<int64_t>(i) * bytes, kv.base + blocks[i] * kv.block_stride, bytes);
+  for (size_t i = 0; i < blocks.size(); ++i, to += bytes) {
+    const uint8_t* const from = kv.base + blocks[i] * kv.block_stride;
+    if (transfers_ != nullptr) {
+      transfers_->Out(to, from, bytes);
+    } else {
+      std::memcpy(to, from, bytes);
+    }
   }
 }
 
-void KvCache::CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) {
+absl::Status KvCache::CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) {
   const KvLayer kv = this->layer(layer);
   const int64_t bytes = shape_.block_bytes();
-  for (size_t i = 0; i < blocks.size(); ++i) {
+  std::vector<KvTransfers::Move> moves;
+  for (size_t i = 0; i < blocks.size(); ++i, from += bytes) {
     if (blocks[i] < 0) continue;
-    std::memcpy(kv.base + blocks[i] * kv.block_stride, from + static_cast<int64_t>(i) * bytes,
-                bytes);
+    uint8_t* const to = kv.base + blocks[i] * kv.block_stride;
+    if (transfers_ != nullptr) {
+      moves.push_back({to, from, bytes});
+    } else {
+      std::memcpy(to, from, bytes);
+    }
   }
+  return transfers_ != nullptr ? transfers_->In(moves) : absl::OkStatus();
+}
+
+absl::Status KvCache::EndCopyOut(int buffer) {
+  return transfers_ != nullptr ? transfers_->EndOut(buffer) : absl::OkStatus();
+}
+absl::Status KvCache::AwaitCopyOut(int buffer) {
+  return transfers_ != nullptr ? transfers_->AwaitOut(buffer) : absl::OkStatus();
+}
+absl::Status KvCache::BeginCopyIn() {
+  return transfers_ != nullptr ? transfers_->BeginIn() : absl::OkStatus();
+}
+absl::Status KvCache::EnterThread() {
+  return transfers_ != nullptr ? transfers_->EnterThread() : absl::OkStatus();
+}
+
+absl::Status KvCache::ToWindow(int window_page, const uint8_t* part) {
+  const int64_t bytes = kKvPageBlocks * shape_.block_bytes();
+  uint8_t* const to = pool_.data() + blocks_ * BlockBytes(shape_, layers_) + window_page * bytes;
+  if (transfers_ != nullptr) return transfers_->ToWindow(to, part, bytes);
+  std::memcpy(to, part, bytes);
+  return absl::OkStatus();
+}
+absl::Status KvCache::WindowIsRead() {
+  return transfers_ != nullptr ? transfers_->WindowIsRead() : absl::OkStatus();
 }
 
 int KvCache::PagesOnDisk(int slot) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -9,6 +10,7 @@
 #include "kernels/backend.h"
 #include "kernels/device_memory.h"
 #include "offload/kv_pager.h"
+#include "offload/kv_transfers.h"
 #include "parallel/batch.h"
 
 namespace shoal {
@@ -19,8 +21,8 @@ namespace shoal {
 class KvCache final : public KvMemory {
  public:
   // layers: those this rank holds. slots x blocks_per_slot is the size of the block tables.
-  // The blocks are memory of the backend's device. window_blocks: of one layer, for pages that
-  // pass by; host memory then.
+  // The blocks are memory of the backend's device, which lives longer. window_blocks: of one layer,
+  // for pages that pass by.
   static absl::StatusOr<KvCache> Create(Backend& backend, const KvShape& shape, int layers,
                                         int blocks, int slots, int blocks_per_slot,
                                         int window_blocks);
@@ -41,16 +43,24 @@ class KvCache final : public KvMemory {
   KvLayer FlatLayer() { return {shape_, pool_.data(), shape_.block_bytes()}; }
   int32_t FlatBlock(int local_layer, int block) const { return block * layers_ + local_layer; }
   int32_t WindowBlock(int i) const { return blocks_ * layers_ + i; }
-  uint8_t* window() { return pool_.data() + int64_t{blocks_} * layers_ * shape_.block_bytes(); }
+  // Puts a page's part [block][K, V] into the window, as its page `window_page`: attention from now
+  // on sees it. `part` may change when this returns.
+  absl::Status ToWindow(int window_page, const uint8_t* part);
+  // Behind the attention that read the window: it may be filled again.
+  absl::Status WindowIsRead();
   int window_blocks() const { return window_blocks_; }
 
   const int32_t* table(int slot) const { return tables_.data() + int64_t{slot} * blocks_per_slot_; }
   absl::Status CheckRun(const Batch::Run& run, int rows) const;
   absl::Status CheckBlocks(absl::Span<const int32_t> blocks, bool may_skip) const;
-  // As KvMemory, for blocks in host memory. CopyIn runs on the pager's thread, in blocks that no
-  // batch names meanwhile.
+  // As KvMemory. CopyIn runs on the pager's threads, in blocks that no batch names meanwhile.
+  absl::StatusOr<DeviceMemory> MakeStaging(int64_t bytes, int buffers) override;
   void CopyOut(int layer, absl::Span<const int32_t> blocks, uint8_t* to) override;
-  void CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) override;
+  absl::Status CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) override;
+  absl::Status EndCopyOut(int buffer) override;
+  absl::Status AwaitCopyOut(int buffer) override;
+  absl::Status BeginCopyIn() override;
+  absl::Status EnterThread() override;
   int64_t bytes() const { return pool_.size(); }
 
  private:
@@ -60,7 +70,9 @@ class KvCache final : public KvMemory {
   int slots_ = 0;
   int blocks_per_slot_ = 0;
   int window_blocks_ = 0;
+  Backend* backend_ = nullptr;
   DeviceMemory pool_;
+  std::unique_ptr<KvTransfers> transfers_;  // null while pages stay, and in host memory
   // [slots, blocks_per_slot], -1 where unset, all 16 entries of a page on disk kOnDisk - record.
   std::vector<int32_t> tables_;
 };

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -100,12 +99,15 @@ absl::Status Model::Attention(int layer) {
 
   const RopeTable rope = rope_.view();
   const KvLayer kv = kv_.layer(layer - static_cast<int>(plan_.layers.begin));
+  if (!streamed_.empty()) backend_.BeginBatch();  // the ops below have segments of their own
   backend_.QkvToCache({q_out, k_out, v_out, width, w.vector(Role::kQNorm), w.vector(Role::kKNorm),
                        config_.norm_eps, &rope},
                       heads_, kv, segments_);
+  if (!streamed_.empty()) backend_.BeginBatch();
   if (!in_memory_.empty()) backend_.Attention(q_out, width, heads_, kv, in_memory_, attended_, qw);
   for (const Streamed& s : streamed_) {
-    AttendStreamed(s, layer - static_cast<int>(plan_.layers.begin), q_out, width, attended_, qw);
+    SHOAL_RETURN_IF_ERROR(AttendStreamed(s, layer - static_cast<int>(plan_.layers.begin), q_out,
+                                         width, attended_, qw));
   }
 
   return RowLinear(backend_, mesh_.tp(), wire_, LinearInput::Plain(attended_, qw),
@@ -129,19 +131,16 @@ void Model::AnnounceStream() {
 
 // The pages of this layer pass through the window, and attention sees them beside the blocks in
 // memory as if they had always been there.
-void Model::AttendStreamed(const Streamed& s, int local_layer, const float* q, int64_t q_stride,
-                           float* out, int64_t out_stride) {
+absl::Status Model::AttendStreamed(const Streamed& s, int local_layer, const float* q,
+                                   int64_t q_stride, float* out, int64_t out_stride) {
   Segment segment = segments_[s.segment];
   const int32_t* table = kv_.table(s.slot);
-  const int64_t page_bytes = kKvPageBlocks * kv_.FlatLayer().shape.block_bytes();
   flat_table_.assign((segment.pos + segment.rows + kKvBlockTokens - 1) / kKvBlockTokens, -1);
   for (int page = s.first_page; page < s.pages; ++page) {
     const int window_page = page - s.first_page;
-    uint8_t* to = kv_.window() + window_page * page_bytes;
+    // Without it rank 0 will throw the result away: attention to whatever the window holds.
     if (const uint8_t* part = pager_->NextPart()) {
-      std::memcpy(to, part, page_bytes);
-    } else {
-      std::memset(to, 0, page_bytes);  // rank 0 will hear of it and throw the result away
+      SHOAL_RETURN_IF_ERROR(kv_.ToWindow(window_page, part));
     }
     for (int b = 0; b < kKvPageBlocks; ++b) {
       flat_table_[page * kKvPageBlocks + b] = kv_.WindowBlock(window_page * kKvPageBlocks + b);
@@ -151,7 +150,9 @@ void Model::AttendStreamed(const Streamed& s, int local_layer, const float* q, i
     flat_table_[b] = kv_.FlatBlock(local_layer, table[b]);
   }
   segment.blocks = flat_table_.data();
+  backend_.BeginBatch();
   backend_.Attention(q, q_stride, heads_, kv_.FlatLayer(), {segment}, out, out_stride);
+  return kv_.WindowIsRead();
 }
 
 absl::Status Model::FeedForward(int layer) {

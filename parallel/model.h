@@ -77,8 +77,8 @@ class Model {
     int pages = 0;  // [first_page, pages)
   };
   void AnnounceStream();
-  void AttendStreamed(const Streamed& s, int local_layer, const float* q, int64_t q_stride,
-                      float* out, int64_t out_stride);
+  absl::Status AttendStreamed(const Streamed& s, int local_layer, const float* q, int64_t q_stride,
+                              float* out, int64_t out_stride);
   absl::Status FeedForward(int layer);
   absl::Status Mlp(int layer);
   absl::Status MixtureOfExperts(int layer);

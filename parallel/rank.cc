@@ -110,6 +110,12 @@ KvPageShape PageShapeOf(const ModelConfig& config, const EngineOptions& o, const
   return {static_cast<int>(plan.layers.size()), KvShapeOf(config, o, plan).block_bytes()};
 }
 
+// Host memory that KV pages pass through.
+int64_t KvStagingBytes(const ModelConfig& config, const EngineOptions& o, const RankPlan& plan) {
+  if (o.kv_disk.bytes == 0) return 0;
+  return KvPager::MemoryBytes(PageShapeOf(config, o, plan), KvPager::Options{});
+}
+
 }  // namespace
 
 int KvPageRecords(const ModelConfig& config, const EngineOptions& o, const ShardPlan& plan) {
@@ -170,8 +176,8 @@ absl::StatusOr<RankMemory> Rank::MemoryNeeded(const Checkpoint& checkpoint,
   m.weights = layout.bytes;
   m.kv = KvBlocks(options) * KvCache::BlockBytes(KvShapeOf(config, options, plan),
                                                  static_cast<int>(plan.layers.size()));
-  if (options.kv_disk.bytes > 0)
-    m.kv += KvPager::MemoryBytes(PageShapeOf(config, options, plan), KvPager::Options{});
+  // A device's own memory holds none of the staging.
+  if (backend.shares_host_memory()) m.kv += KvStagingBytes(config, options, plan);
   m.kv += KvWindowBlocks(options) * KvShapeOf(config, options, plan).block_bytes();
   m.workspace = backend.WorkspaceBytes(Model::BackendLimits(config, plan, limits)) +
                 Model::ActivationBytes(config, plan, limits);
@@ -292,7 +298,10 @@ absl::Status Rank::LoadWeights(const Checkpoint& checkpoint, const Progress& pro
 absl::Status Rank::LoadDeviceWeights(const Checkpoint& checkpoint, const Progress& progress) {
   const int64_t free = backend_->FreeBytes() - kDeviceMargin;
   const int64_t all = options_.device_memory > 0 ? std::min(options_.device_memory, free) : free;
-  const int64_t host = options_.memory != 0 ? options_.memory : std::numeric_limits<int64_t>::max();
+  int64_t host = std::numeric_limits<int64_t>::max();
+  if (options_.memory != 0) {
+    host = options_.memory - KvStagingBytes(config_, options_, mesh_->plan());
+  }
   const int64_t budget = all - memory_.kv - memory_.workspace;
   const int64_t least = LeastDeviceBytes(layout_, config_, options_.rows);
   if (budget < least) return DoesNotFit(all, least, "--vram");

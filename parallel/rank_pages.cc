@@ -72,10 +72,6 @@ absl::Status Rank::OpenPager(const Checkpoint& checkpoint) {
                      " bytes on disk do not hold one KV page of each rank: give more (",
                      by_folder ? "--kv-cache-limit" : "--kv-disk", ")"));
   }
-  if (!backend_->shares_host_memory()) {
-    return absl::FailedPreconditionError(
-        "--kv-disk and --kv-cache-dir move KV blocks of main memory: they do not work with a GPU");
-  }
   const RankPlan& plan = mesh_->plan();
   KvPager::Options o;
   o.file.dir = options_.kv_disk.dir;

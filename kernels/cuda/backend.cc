@@ -125,6 +125,11 @@ const void* CudaBackend::OnDevice(const void* data, int64_t bytes) {
   return device;
 }
 
+absl::StatusOr<std::unique_ptr<CopyEngine>> CudaBackend::MakeCopies() {
+  SHOAL_ASSIGN_OR_RETURN(CudaCopies copies, CudaCopies::Create(stream()));
+  return std::make_unique<CudaCopies>(std::move(copies));
+}
+
 absl::Status CudaBackend::Check() {
   Keep(ToStatus(cudaGetLastError(), "running a kernel"));
   if (cublas_ != nullptr) Keep(cublas_->status());

@@ -38,6 +38,7 @@ class CudaBackend final : public Backend {
   const void* OnHost(const void* data, int64_t bytes) override;
   const void* OnDevice(const void* data, int64_t bytes) override;
   CopyEngine* copies() override { return &copies_; }
+  absl::StatusOr<std::unique_ptr<CopyEngine>> MakeCopies() override;
   DeviceQueue* queue() override { return &queue_; }
   absl::Status Check() override;
 

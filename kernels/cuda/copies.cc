@@ -7,8 +7,10 @@
 namespace shoal::cuda {
 
 absl::StatusOr<CudaCopies> CudaCopies::Create(cudaStream_t ops) {
+  int device = 0;
+  SHOAL_RETURN_IF_ERROR(ToStatus(cudaGetDevice(&device), "asking for the current GPU"));
   SHOAL_ASSIGN_OR_RETURN(OwnedStream stream, OwnedStream::Create());
-  return CudaCopies(ops, std::move(stream));
+  return CudaCopies(device, ops, std::move(stream));
 }
 
 CudaCopies::~CudaCopies() {
@@ -24,7 +26,12 @@ absl::StatusOr<int> CudaCopies::NewFence() {
 
 absl::Status CudaCopies::Copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
   return ToStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_.get()),
-                  "copying weights");
+                  "copying to the GPU");
+}
+
+absl::Status CudaCopies::CopyBack(uint8_t* to, const uint8_t* from, int64_t bytes) {
+  return ToStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_.get()),
+                  "copying from the GPU");
 }
 
 bool CudaCopies::Pin(const uint8_t* from, int64_t bytes) {
@@ -51,6 +58,9 @@ absl::Status CudaCopies::CopiesWaitFor(int fence) {
 }
 absl::Status CudaCopies::Await(int fence) {
   return ToStatus(cudaEventSynchronize(fences_[fence].get()), "waiting for copies");
+}
+absl::Status CudaCopies::EnterThread() {
+  return ToStatus(cudaSetDevice(device_), "choosing a GPU");
 }
 
 }  // namespace shoal::cuda

@@ -10,7 +10,7 @@ namespace shoal::cuda {
 
 class CudaCopies final : public CopyEngine {
  public:
-  // ops: the stream that ops run on.
+  // ops: the stream that ops run on, of the current device.
   static absl::StatusOr<CudaCopies> Create(cudaStream_t ops);
   CudaCopies(CudaCopies&&) = default;
   CudaCopies& operator=(CudaCopies&&) = delete;
@@ -18,16 +18,20 @@ class CudaCopies final : public CopyEngine {
 
   absl::StatusOr<int> NewFence() override;
   absl::Status Copy(uint8_t* to, const uint8_t* from, int64_t bytes) override;
+  absl::Status CopyBack(uint8_t* to, const uint8_t* from, int64_t bytes) override;
   bool Pin(const uint8_t* from, int64_t bytes) override;
   absl::Status MarkCopies(int fence) override;
   absl::Status MarkOps(int fence) override;
   absl::Status OpsWaitFor(int fence) override;
   absl::Status CopiesWaitFor(int fence) override;
   absl::Status Await(int fence) override;
+  absl::Status EnterThread() override;
 
  private:
-  CudaCopies(cudaStream_t ops, OwnedStream stream) : ops_(ops), stream_(std::move(stream)) {}
+  CudaCopies(int device, cudaStream_t ops, OwnedStream stream)
+      : device_(device), ops_(ops), stream_(std::move(stream)) {}
 
+  int device_;
   cudaStream_t ops_;
   OwnedStream stream_;
   std::vector<OwnedEvent> fences_;

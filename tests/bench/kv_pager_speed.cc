@@ -38,9 +38,10 @@ class Pool final : public KvMemory {
     for (size_t i = 0; i < blocks.size(); ++i)
       std::memcpy(to + i * shape_.block_bytes, At(blocks[i], layer), shape_.block_bytes);
   }
-  void CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) override {
+  absl::Status CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) override {
     for (size_t i = 0; i < blocks.size(); ++i)
       std::memcpy(At(blocks[i], layer), from + i * shape_.block_bytes, shape_.block_bytes);
+    return absl::OkStatus();
   }
 
  private:

@@ -5,100 +5,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
-#include <deque>
-#include <functional>
 #include <memory>
-#include <random>
 #include <vector>
 
-#include "kernels/cpu/backend.h"
+#include "tests/offload/late_device.h"
 
 namespace shoal {
 namespace {
-
-// Two queues that run when somebody waits for them, or by chance. Fences are versions of a number,
-// as CUDA's events are: a wait is for the latest mark before it.
-class LateDevice final : public CopyEngine {
- public:
-  explicit LateDevice(int seed) : random_(seed) {}
-
-  absl::StatusOr<int> NewFence() override {
-    marked_.push_back(0);
-    passed_.push_back(0);
-    return static_cast<int>(marked_.size()) - 1;
-  }
-  absl::Status Copy(uint8_t* to, const uint8_t* from, int64_t bytes) override {
-    Enqueue(copies_, [=] { std::memcpy(to, from, bytes); });
-    return absl::OkStatus();
-  }
-  bool Pin(const uint8_t*, int64_t) override {
-    ++pins;
-    return may_pin;
-  }
-  absl::Status MarkCopies(int fence) override { return Mark(copies_, fence); }
-  absl::Status MarkOps(int fence) override { return Mark(ops_, fence); }
-  absl::Status OpsWaitFor(int fence) override { return Wait(ops_, copies_, fence); }
-  absl::Status CopiesWaitFor(int fence) override { return Wait(copies_, ops_, fence); }
-  absl::Status Await(int fence) override {
-    Reach(copies_, fence, marked_[fence]);
-    return absl::OkStatus();
-  }
-  void Op(std::function<void()> f) { Enqueue(ops_, std::move(f)); }
-  void Finish() {
-    while (!ops_.empty()) RunOne(ops_);
-    while (!copies_.empty()) RunOne(copies_);
-  }
-
-  bool may_pin = true;
-  int pins = 0;
-
- private:
-  using Queue = std::deque<std::function<void()>>;
-
-  void Enqueue(Queue& queue, std::function<void()> f) {
-    queue.push_back(std::move(f));
-    while (random_() % 4 == 0) RunOne(random_() % 2 == 0 ? ops_ : copies_);
-  }
-  absl::Status Mark(Queue& queue, int fence) {
-    const int version = ++marked_[fence];
-    Enqueue(queue, [this, fence, version] { passed_[fence] = version; });
-    return absl::OkStatus();
-  }
-  absl::Status Wait(Queue& queue, Queue& other, int fence) {
-    const int version = marked_[fence];
-    Enqueue(queue, [this, &other, fence, version] { Reach(other, fence, version); });
-    return absl::OkStatus();
-  }
-  void Reach(Queue& queue, int fence, int version) {
-    while (passed_[fence] < version) {
-      ASSERT_FALSE(queue.empty()) << "a fence that nobody will pass";
-      RunOne(queue);
-    }
-  }
-  static void RunOne(Queue& queue) {
-    if (queue.empty()) return;
-    const std::function<void()> f = std::move(queue.front());
-    queue.pop_front();
-    f();
-  }
-
-  std::mt19937 random_;
-  std::vector<int> marked_, passed_;
-  Queue ops_, copies_;
-};
-
-// The CPU's memory with a copy engine beside it.
-class LateBackend final : public CpuBackend {
- public:
-  explicit LateBackend(LateDevice& device)
-      : CpuBackend(CpuLevel::kScalar, *ThreadPool::Create({.threads = 1, .pin = false})),
-        device_(device) {}
-  CopyEngine* copies() override { return &device_; }
-
- private:
-  LateDevice& device_;
-};
 
 // Unit u is full of the byte u + 1; a unit's memory is spoilt when it is released, unless it is
 // constant.

@@ -23,7 +23,9 @@ class NoMemory final : public KvMemory {
   void CopyOut(int /*layer*/, absl::Span<const int32_t> blocks, uint8_t* to) override {
     memset(to, 0x5a, blocks.size() * kBlockBytes);
   }
-  void CopyIn(int, absl::Span<const int32_t>, const uint8_t*) override {}
+  absl::Status CopyIn(int, absl::Span<const int32_t>, const uint8_t*) override {
+    return absl::OkStatus();
+  }
   static constexpr int64_t kBlockBytes = 1024;
 };
 

@@ -34,11 +34,12 @@ class Blocks final : public KvMemory {
       memcpy(to + i * shape_.block_bytes, at(blocks[i], layer), shape_.block_bytes);
     }
   }
-  void CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) override {
+  absl::Status CopyIn(int layer, absl::Span<const int32_t> blocks, const uint8_t* from) override {
     for (size_t i = 0; i < blocks.size(); i++) {
       if (blocks[i] < 0) continue;
       memcpy(at(blocks[i], layer), from + i * shape_.block_bytes, shape_.block_bytes);
     }
+    return absl::OkStatus();
   }
   // Content that says what and where it is.
   void Fill(absl::Span<const int32_t> blocks, uint64_t page) {

@@ -4,102 +4,16 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <map>
-#include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "gtest/gtest.h"
-#include "parallel/engine.h"
-#include "tests/shard/gguf_writer.h"
-#include "tests/shard/temp_dir.h"
+#include "tests/parallel/kv_disk_fixture.h"
 
 namespace shoal {
 namespace {
 
-struct Answer {
-  std::map<SequenceId, std::vector<int32_t>> tokens;
-  std::map<SequenceId, std::vector<float>> logprobs;
-  Scheduler::Stats stats;
-  int64_t failed = 0;  // pages, over all ranks
-  friend bool SameText(const Answer& a, const Answer& b) {
-    return a.tokens == b.tokens && a.logprobs == b.logprobs;
-  }
-};
-
-class KvDiskParity : public testing::Test {
- protected:
-  KvDiskParity() {
-    TinyModel m;
-    m.layers = 4;
-    m.type = DType::kQ8_0;
-    m.context = 2048;
-    vocab_ = m.vocab;
-    TinyModelGguf(m).WriteTo(temp_.File("m.gguf"));
-    checkpoint_ = *OpenCheckpoint(temp_.File("m.gguf"));
-    config_ = *ReadModelConfig(*checkpoint_);
-    options_.context = 1024;
-    options_.sequences = 3;
-    options_.rows = 64;
-    options_.cpu.threads = 1;
-    options_.cpu.pin = false;
-  }
-  std::string dir() { return temp_.File("kv"); }
-
-  // Runs prompts of these lengths, all at once; those of one text start alike.
-  Answer Do(int tp, int pp, const std::vector<std::pair<int, int>>& text_and_length, int generate) {
-    Answer answer;
-    EngineOptions o = options_;
-    o.shard = {tp, pp, {}};
-    o = *ResolveOptions(config_, o);
-    auto worlds = MakeInProcessCommunicators(tp * pp);
-    std::vector<int64_t> failed(tp * pp);
-    std::vector<std::thread> threads;
-    for (int r = 0; r < tp * pp; ++r) {
-      threads.emplace_back([&, r] {
-        auto rank = Rank::Create(*worlds[r], *checkpoint_, config_, o, nullptr);
-        ASSERT_TRUE(rank.ok()) << rank.status();
-        if (r > 0) {
-          EXPECT_TRUE((*rank)->RunWorker().ok());
-          if ((*rank)->pager() != nullptr) failed[r] = (*rank)->pager()->stats().failed;
-          return;
-        }
-        Engine engine(*std::move(rank), o);
-        for (const auto& [text, length] : text_and_length) {
-          SequenceRequest request;
-          for (int i = 0; i < length; ++i)
-            request.tokens.push_back((i * 37 + text * 101 + i / 50 + 11) % vocab_);
-          request.max_tokens = generate;
-          request.sampling.temperature = 0;
-          request.sampling.logprobs = 1;
-          ASSERT_TRUE(engine.Submit(request).ok());
-        }
-        while (!engine.idle()) {
-          auto events = engine.Step();
-          ASSERT_TRUE(events.ok()) << events.status();
-          for (const TokenEvent& e : *events) {
-            if (!e.has_token) continue;
-            answer.tokens[e.id].push_back(e.token);
-            answer.logprobs[e.id].push_back(e.sample.logprob);
-          }
-        }
-        engine.Stop();
-        answer.stats = engine.stats();
-        if (engine.rank().pager() != nullptr) failed[0] = engine.rank().pager()->stats().failed;
-      });
-    }
-    for (std::thread& t : threads) t.join();
-    for (const int64_t f : failed) answer.failed += f;
-    return answer;
-  }
-
-  TempDir temp_;
-  std::unique_ptr<Checkpoint> checkpoint_;
-  ModelConfig config_;
-  EngineOptions options_;
-  int vocab_ = 0;
-};
+using Answer = KvDiskAnswer;
+class KvDiskParity : public KvDiskFixture {};
 
 const std::vector<std::pair<int, int>> kThree = {{1, 400}, {2, 350}, {3, 300}};
 
