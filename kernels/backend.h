@@ -140,6 +140,20 @@ struct ExpertWeights {
   absl::Span<const PackedMatrix> gate, up, down;  // one per expert
 };
 
+// What sampling needs of a row of logits.
+struct LogitRequest {
+  float scale = 1;      // 1 / temperature
+  int32_t target = -1;  // a column, or -1
+};
+struct LogitSummary {
+  double log_sum_exp = 0;  // of scale * logit; 0 when scale is 0
+  float target_logit = 0;  // -infinity without a target
+};
+struct LogitCandidate {
+  int32_t token = -1;  // -1: the row has fewer
+  float logit = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -155,6 +169,9 @@ class Backend {
     int context = 0;
     int experts_used = 0;
     int expert_cols = 0;  // FFN columns of an expert here
+    // Of ReduceLogits; 0: it is not called.
+    int logit_rows = 0;
+    int vocab = 0;
   };
   virtual absl::Status Reserve(const Limits& limits) = 0;
   // Bytes that Reserve() would take, for the plan.
@@ -216,6 +233,15 @@ class Backend {
   virtual void Experts(const LinearInput& input, int cols, RowCount rows, const int32_t* ids,
                        const float* weights, int used, const ExpertWeights& experts, float* out,
                        int64_t out_stride) = 0;
+  // For each of requests.size() rows of logits [rows, vocab]: a summary, and in `best` [rows,
+  // candidates] (host memory, both) the best of it, among equals the lower token, tokens counted
+  // from first_token; NaNs are left out. False when this device leaves that to whoever reads the
+  // rows.
+  virtual bool ReduceLogits(const float* /*logits*/, int /*vocab*/, int32_t /*first_token*/,
+                            absl::Span<const LogitRequest> /*requests*/, int /*candidates*/,
+                            LogitSummary* /*summaries*/, LogitCandidate* /*best*/) {
+    return false;
+  }
   // x += y over [rows, cols]
   virtual void Add(float* x, int64_t x_stride, const float* y, int64_t y_stride, int rows,
                    int cols) = 0;

@@ -222,7 +222,7 @@ absl::Status Model::MixtureOfExperts(int layer) {
   return ReduceInto(backend_, mesh_.tp(), wire_, partial_, x_, rows_.total(), config_.dim);
 }
 
-absl::StatusOr<const float*> Model::Head(const float* hidden, int n, bool prefill) {
+absl::Status Model::Head(const float* hidden, int n, bool prefill) {
   SHOAL_CHECK(plan_.last_stage && n <= limits_.logit_rows,
               "the head runs on the last stage, in slices");
   SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kHead, -1));
@@ -237,8 +237,19 @@ absl::StatusOr<const float*> Model::Head(const float* hidden, int n, bool prefil
       LinearInput::RmsNorm(rows, config_.dim, w.vector(Role::kOutputNorm), config_.norm_eps),
       config_.dim, prefill ? RowCount{0, n} : RowCount{n, 0},
       {{&head, nullptr, logits_.as<float>(), vocab_rows(), false}});
+  return absl::OkStatus();
+}
+
+const float* Model::Logits(int n) {
   return static_cast<const float*>(
       backend_.OnHost(logits_.data(), int64_t{n} * vocab_rows() * int64_t{sizeof(float)}));
+}
+
+bool Model::ReduceLogits(absl::Span<const LogitRequest> requests, int candidates,
+                         LogitSummary* summaries, LogitCandidate* best) {
+  return backend_.ReduceLogits(logits_.as<float>(), vocab_rows(),
+                               static_cast<int32_t>(plan_.vocab.begin), requests, candidates,
+                               summaries, best);
 }
 
 absl::Status Model::FinalNorm(const float* hidden, float* out) {
@@ -366,6 +377,10 @@ Backend::Limits Model::BackendLimits(const ModelConfig& config, const RankPlan& 
   b.context = limits.context;
   b.experts_used = config.experts_used;
   b.expert_cols = config.experts > 0 ? ffn : 0;
+  if (plan.last_stage) {
+    b.logit_rows = limits.logit_rows;
+    b.vocab = static_cast<int>(plan.vocab.size());
+  }
   return b;
 }
 

@@ -48,9 +48,14 @@ class Model {
 
   // Last stage only. The kept rows of the latest batch: [batch.logits.size(), dim].
   const float* kept_rows() const { return kept_.data(); }
-  // head * norm(hidden rows): logits [n, vocab_rows()], valid until the next call of anything here.
+  // logits [n, vocab_rows()] = head * norm(hidden rows), until the next call of Forward or Head.
   // n <= limits.logit_rows.
-  absl::StatusOr<const float*> Head(const float* hidden, int n, bool prefill);
+  absl::Status Head(const float* hidden, int n, bool prefill);
+  // The first n rows of them in host memory, until the next call of anything here.
+  const float* Logits(int n);
+  // Their best and their sums, as Backend::ReduceLogits; false: look at the rows.
+  bool ReduceLogits(absl::Span<const LogitRequest> requests, int candidates,
+                    LogitSummary* summaries, LogitCandidate* best);
   // Last stage only. out [dim] = norm(hidden [dim]): what the head sees of one row.
   absl::Status FinalNorm(const float* hidden, float* out);
   int vocab_rows() const { return static_cast<int>(plan_.vocab.size()); }

@@ -49,21 +49,22 @@ std::vector<Batch::LogitRow> ResultRows(const Batch& batch) {
   return std::vector<Batch::LogitRow>(batch.fetch.size(), Batch::LogitRow{0, 0, 1, -1});
 }
 
+void Append(const void* p, size_t n, std::vector<uint8_t>& out) {
+  out.insert(out.end(), static_cast<const uint8_t*>(p), static_cast<const uint8_t*>(p) + n);
+}
+
 void AppendRow(const Batch::LogitRow& row, const float* logits, const Extent& vocab,
                std::vector<uint8_t>& out) {
   const absl::Span<const float> all(logits, vocab.size());
-  const auto append = [&out](const void* p, size_t n) {
-    out.insert(out.end(), static_cast<const uint8_t*>(p), static_cast<const uint8_t*>(p) + n);
-  };
   const bool scored = row.target >= 0;
   const float scale = scored ? 1 : row.inv_temperature;
   const double lse = scale > 0 ? LogSumExp(all, scale) : 0;
-  append(&lse, sizeof lse);
+  Append(&lse, sizeof lse, out);
   if (scored) {
     const bool mine = row.target >= vocab.begin && row.target < vocab.end;
     const float target[2] = {
         mine ? logits[row.target - vocab.begin] : -std::numeric_limits<float>::infinity(), 0};
-    append(target, sizeof target);
+    Append(target, sizeof target, out);
   } else if (row.candidates > 0) {
     std::vector<Candidate> best =
         TopCandidates(all, static_cast<int32_t>(vocab.begin),
@@ -71,10 +72,32 @@ void AppendRow(const Batch::LogitRow& row, const float* logits, const Extent& vo
     best.resize(std::min<int64_t>(row.candidates, vocab.size()),
                 {-1, -std::numeric_limits<float>::infinity()});  // NaN logits were left out
     static_assert(sizeof(Candidate) == 8);
-    append(best.data(), best.size() * sizeof(Candidate));
+    Append(best.data(), best.size() * sizeof(Candidate), out);
   } else {
-    append(all.data(), all.size() * sizeof(float));
+    Append(all.data(), all.size() * sizeof(float), out);
   }
+}
+
+// The same for rows that all want candidates, where the device finds them: the rows stay there.
+bool AppendReduced(Model& model, absl::Span<const Batch::LogitRow> rows,
+                   std::vector<uint8_t>& out) {
+  int most = 0;
+  std::vector<LogitRequest> requests;
+  for (const Batch::LogitRow& row : rows) {
+    if (row.target >= 0 || row.candidates <= 0) return false;
+    most = std::max(most, std::min(row.candidates, model.vocab_rows()));
+    requests.push_back({row.inv_temperature, -1});
+  }
+  std::vector<LogitSummary> summaries(rows.size());
+  std::vector<LogitCandidate> best(rows.size() * most);
+  if (!model.ReduceLogits(requests, most, summaries.data(), best.data())) return false;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    Append(&summaries[i].log_sum_exp, sizeof(double), out);
+    static_assert(sizeof(LogitCandidate) == sizeof(Candidate));
+    Append(&best[i * most], std::min(rows[i].candidates, model.vocab_rows()) * sizeof(Candidate),
+           out);
+  }
+  return true;
 }
 
 double AddLogs(double a, double b) {
@@ -395,11 +418,15 @@ absl::StatusOr<std::vector<uint8_t>> Rank::ComputeResults(const Batch& batch) {
     }
     int n = 1;
     while (n < kLogitSlice && begin + n < rows.size() && !WantsHidden(rows[begin + n])) ++n;
-    SHOAL_ASSIGN_OR_RETURN(const float* logits,
-                           model_->Head(hidden + begin * dim, n, batch.prefill_head != 0));
-    for (int i = 0; i < n; ++i) AppendRow(rows[begin + i], logits + i * vocab.size(), vocab, out);
+    SHOAL_RETURN_IF_ERROR(model_->Head(hidden + begin * dim, n, batch.prefill_head != 0));
+    const auto slice = absl::MakeConstSpan(rows).subspan(begin, n);
+    if (!AppendReduced(*model_, slice, out)) {
+      const float* logits = model_->Logits(n);
+      for (int i = 0; i < n; ++i) AppendRow(slice[i], logits + i * vocab.size(), vocab, out);
+    }
     begin += n;
   }
+  SHOAL_RETURN_IF_ERROR(backend_->Check());
   return out;
 }
 

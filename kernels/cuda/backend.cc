@@ -24,6 +24,19 @@ int64_t AttentionBytes(const Backend::Limits& l) {
   return AttentionWorkspaceBytes(l.heads, l.head_dim, static_cast<int>(PartialItems(l)));
 }
 
+// Of ReduceLogits: summaries, candidates.
+int64_t ReducedBytes(int rows, int candidates) {
+  return rows * (static_cast<int64_t>(sizeof(LogitSummary)) +
+                 candidates * static_cast<int64_t>(sizeof(LogitCandidate)));
+}
+
+int64_t MostReducedBytes(const Backend::Limits& l) {
+  if (l.logit_rows == 0) return 0;
+  const int candidates = std::min(l.vocab, kMaxLogitCandidates);
+  return (ReducedBytes(l.logit_rows, candidates) + 15) / 16 * 16 +
+         LogitWorkspaceBytes(l.logit_rows, l.vocab, candidates);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(int device) {
@@ -76,6 +89,10 @@ absl::Status CudaBackend::Reserve(const Limits& limits) {
   SHOAL_ASSIGN_OR_RETURN(plan_upload_, Upload::Create(planner_->MaxBytes()));
   SHOAL_ASSIGN_OR_RETURN(ids_upload_,
                          Upload::Create(limits.rows * static_cast<int64_t>(sizeof(int32_t))));
+  SHOAL_ASSIGN_OR_RETURN(reduced_, Allocate(MostReducedBytes(limits)));
+  SHOAL_ASSIGN_OR_RETURN(
+      requests_upload_,
+      Upload::Create(limits.logit_rows * static_cast<int64_t>(sizeof(LogitRequest))));
   linear_.SetWorkspace(limits, linear_workspace_.data());
   limits_ = limits;
   return absl::OkStatus();
@@ -83,7 +100,8 @@ absl::Status CudaBackend::Reserve(const Limits& limits) {
 
 int64_t CudaBackend::WorkspaceBytes(const Limits& limits) const {
   return linear_.WorkspaceBytes(limits) + AttentionBytes(limits) + Planner(limits).MaxBytes() +
-         limits.rows * static_cast<int64_t>(sizeof(int32_t));
+         limits.rows * static_cast<int64_t>(sizeof(int32_t)) + MostReducedBytes(limits) +
+         limits.logit_rows * static_cast<int64_t>(sizeof(LogitRequest));
 }
 
 int64_t CudaBackend::FreeBytes() const {
@@ -203,6 +221,39 @@ void CudaBackend::Experts(const LinearInput& input, int cols, RowCount rows, con
   SHOAL_CHECK(rows.total() <= limits_.rows && used <= limits_.experts_used,
               "more rows or experts than Limits");
   linear_.Experts(input, cols, rows, ids, weights, used, experts, out, out_stride, stream());
+}
+
+bool CudaBackend::ReduceLogits(const float* logits, int vocab, int32_t first_token,
+                               absl::Span<const LogitRequest> requests, int candidates,
+                               LogitSummary* summaries, LogitCandidate* best) {
+  const int rows = static_cast<int>(requests.size());
+  if (rows == 0 || rows > limits_.logit_rows || vocab > limits_.vocab ||
+      candidates > std::min(limits_.vocab, kMaxLogitCandidates)) {
+    return false;
+  }
+  const absl::StatusOr<uint8_t*> host = requests_upload_.Begin();
+  Keep(host.status());
+  if (!host.ok()) return false;
+  const auto request_bytes = static_cast<int64_t>(rows * sizeof(LogitRequest));
+  std::memcpy(*host, requests.data(), request_bytes);
+  Keep(requests_upload_.Commit(request_bytes, stream()));
+  const int64_t bytes = ReducedBytes(rows, candidates);  // a multiple of 8
+  const int64_t summary_bytes = rows * static_cast<int64_t>(sizeof(LogitSummary));
+  LogitArgs args;
+  args.logits = logits;
+  args.stride = vocab;
+  args.rows = rows;
+  args.vocab = vocab;
+  args.first_token = first_token;
+  args.requests = reinterpret_cast<const LogitRequest*>(requests_upload_.device());
+  args.candidates = candidates;
+  args.workspace = reduced_.data() + (bytes + 15) / 16 * 16;
+  cuda::ReduceLogits(args, reduced_.as<LogitSummary>(),
+                     reinterpret_cast<LogitCandidate*>(reduced_.data() + summary_bytes), stream());
+  const auto* reduced = static_cast<const uint8_t*>(OnHost(reduced_.data(), bytes));
+  std::memcpy(summaries, reduced, summary_bytes);
+  std::memcpy(best, reduced + summary_bytes, bytes - summary_bytes);
+  return status_.ok();
 }
 
 void CudaBackend::Add(float* x, int64_t x_stride, const float* y, int64_t y_stride, int rows,

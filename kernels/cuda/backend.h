@@ -56,6 +56,9 @@ class CudaBackend final : public Backend {
   void Experts(const LinearInput& input, int cols, RowCount rows, const int32_t* ids,
                const float* weights, int used, const ExpertWeights& experts, float* out,
                int64_t out_stride) override;
+  bool ReduceLogits(const float* logits, int vocab, int32_t first_token,
+                    absl::Span<const LogitRequest> requests, int candidates,
+                    LogitSummary* summaries, LogitCandidate* best) override;
   void Add(float* x, int64_t x_stride, const float* y, int64_t y_stride, int rows,
            int cols) override;
 
@@ -80,7 +83,8 @@ class CudaBackend final : public Backend {
   DeviceMemory linear_workspace_, attention_workspace_;
   DeviceMemory on_host_, on_device_;  // of OnHost and OnDevice
   std::optional<Planner> planner_;
-  Upload plan_upload_, ids_upload_;
+  Upload plan_upload_, ids_upload_, requests_upload_;
+  DeviceMemory reduced_;  // what ReduceLogits gives the host, and its workspace behind
   std::optional<BatchPlan> plan_;
   absl::Status status_;
 };

@@ -29,19 +29,6 @@ void Route(const RouterArgs& args, int rows, int32_t* ids, float* weights, Strea
 inline constexpr int kLogitChunk = 4096;  // logits that one block reduces
 inline constexpr int kMaxLogitCandidates = 1024;
 
-struct LogitRequest {
-  float scale = 1;      // 1 / temperature
-  int32_t target = -1;  // a row of the shard, or -1
-};
-struct LogitSummary {
-  double log_sum_exp = 0;  // of scale * logit; 0 when scale is 0
-  float target_logit = 0;  // -infinity without a target
-};
-struct LogitCandidate {
-  int32_t token = -1;  // -1: the shard has fewer
-  float logit = 0;
-};
-
 struct LogitArgs {
   const float* logits = nullptr;  // [rows, stride]
   int64_t stride = 0;

@@ -39,6 +39,12 @@ struct Arrangement {
   std::vector<int> stage_layers = {};
 };
 
+SamplingParams Greedy() {
+  SamplingParams p;
+  p.temperature = 0;
+  return p;
+}
+
 class SimtParity : public testing::Test {
  protected:
   void Make(const TinyModel& m) {
@@ -57,7 +63,7 @@ class SimtParity : public testing::Test {
     SequenceRequest r;
     r.tokens = Text(21);
     r.max_tokens = 5;
-    r.sampling.temperature = 0;
+    r.sampling = sampling_;
     auto id = engine.Submit(r);
     ASSERT_TRUE(id.ok()) << id.status();
     r.tokens = Text(3);
@@ -132,6 +138,7 @@ class SimtParity : public testing::Test {
   TempDir temp_;
   std::unique_ptr<Checkpoint> checkpoint_;
   ModelConfig config_;
+  SamplingParams sampling_ = Greedy();
 };
 
 TinyModel Model(DType type) {
@@ -199,6 +206,69 @@ TEST_F(SimtParity, MixtureOfExperts) {
     EXPECT_LT(Nmse(cpu, gpu), bound);
     EXPECT_LT(Nmse(cpu, split), bound);
   }
+}
+
+TEST_F(SimtParity, DrawnTokensAreTheCpus) {
+  Make(Model(DType::kF32));
+  std::vector<SamplingParams> kinds(5);
+  kinds[0].seed = 7;   // from the 40 best
+  kinds[1].top_k = 0;  // needs the sum of all
+  kinds[1].top_p = 0.9f;
+  kinds[2].top_k = 3;  // candidates that may sink
+  kinds[2].repeat_penalty = 2;
+  kinds[3].logprobs = 2;     // the whole row at once
+  kinds[4].temperature = 5;  // and after all
+  kinds[4].top_k = 0;
+  kinds[4].top_p = 0.999f;
+  for (const SamplingParams& drawn : kinds) {
+    sampling_ = drawn;
+    const Answer cpu = Do({"c"}, KvType::kF32), gpu = Do({"g"}, KvType::kF32),
+                 split = Do({"gg", 2}, KvType::kF32);
+    EXPECT_EQ(gpu.greedy, cpu.greedy);
+    EXPECT_EQ(split.greedy, cpu.greedy);
+    EXPECT_EQ(gpu.greedy.size(), 5u);
+  }
+}
+
+TEST(CudaBackendLogits, AreReducedAsOnTheCpu) {
+  constexpr int kRows = 3, kVocab = 5000, kFirst = 7000, kMost = 40;
+  const auto gpu = *MakeGpu();
+  Backend::Limits limits;
+  limits.rows = limits.heads = 1;
+  limits.cols = limits.out_rows = limits.head_dim = limits.context = 32;
+  limits.logit_rows = kRows;
+  limits.vocab = kVocab;
+  ASSERT_TRUE(gpu->Reserve(limits).ok());
+  std::vector<float> logits(kRows * kVocab);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    logits[i] = static_cast<float>(i * 2654435761u % 4001) / 100;  // with ties
+  }
+  logits[17] = NAN;
+  const DeviceMemory there = *gpu->Allocate(static_cast<int64_t>(logits.size() * sizeof(float)));
+  gpu->Copy(there.data(), logits.data(), there.size());
+  const std::vector<LogitRequest> requests = {{0, -1}, {1, -1}, {1.25f, -1}};
+  std::vector<LogitSummary> summaries(kRows + 1);
+  std::vector<LogitCandidate> best((kRows + 1) * kMost);
+  ASSERT_TRUE(gpu->ReduceLogits(there.as<float>(), kVocab, kFirst, requests, kMost,
+                                summaries.data(), best.data()));
+  for (int row = 0; row < kRows; ++row) {
+    const absl::Span<const float> all(&logits[row * kVocab], kVocab);
+    const std::vector<Candidate> expected = TopCandidates(all, kFirst, kMost);
+    for (int i = 0; i < kMost; ++i) {
+      ASSERT_EQ(best[row * kMost + i].token, expected[i].token) << row << " " << i;
+      ASSERT_EQ(best[row * kMost + i].logit, expected[i].logit);
+    }
+    const float scale = requests[row].scale;
+    EXPECT_NEAR(summaries[row].log_sum_exp, scale > 0 ? LogSumExp(all, scale) : 0, 1e-4) << row;
+  }
+  // What does not fit is left to whoever reads the rows.
+  const std::vector<LogitRequest> more(kRows + 1);
+  EXPECT_FALSE(
+      gpu->ReduceLogits(there.as<float>(), kVocab, kFirst, more, 1, summaries.data(), best.data()));
+  EXPECT_FALSE(gpu->ReduceLogits(there.as<float>(), kVocab, kFirst, {requests.data(), 1}, 1025,
+                                 summaries.data(), best.data()));
+  EXPECT_FALSE(gpu->ReduceLogits(there.as<float>(), kVocab + 1, kFirst, {requests.data(), 1}, 1,
+                                 summaries.data(), best.data()));
 }
 
 TEST_F(SimtParity, StreamedWeightsGiveTheSameBits) {
