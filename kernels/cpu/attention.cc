@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/container/inlined_vector.h"
 #include "kernels/check.h"
 #include "kernels/cpu/segments.h"
 #include "kernels/kv_layout.h"
@@ -10,9 +11,11 @@
 namespace shoal {
 namespace {
 
-constexpr int kStateQueries = 512;  // most query vectors of a prefill item
-constexpr int kPrefillRows = 128;   // most rows of a prefill item: they share what is packed
-constexpr int kItemsPerThread = 4;  // fewer items than this are split: decode by runs
+constexpr int kStateQueries = 512;   // most query vectors of a prefill item
+constexpr int kPrefillRows = 128;    // most rows of a prefill item: they share what is packed
+constexpr int kItemsPerThread = 4;   // fewer items than this are split: decode by runs
+constexpr int kLongRuns = 4;         // rows of as many runs are split if they are few
+constexpr int kMostDecodeHeads = 8;  // KV heads of a decode item
 
 static_assert(kRunTokens == kRunBlocks * kKvBlockTokens);
 static_assert(kMaxGroup <= kStateQueries);
@@ -122,15 +125,18 @@ struct AttentionEngine::Call {
   const TileKernels* tiles;  // for prefill; null: attend does it
   void (*pack)(const AttendArgs& args, uint16_t* k, uint16_t* v);
 
-  bool split = false;  // decode rows are split by runs
-  WorkUnit* decode;    // [decode_count + 1], the last one ends the list
-  WorkUnit* prefill;   // [prefill_count + 1]
+  bool split = false;    // decode rows are split by runs
+  int decode_heads = 1;  // KV heads of a decode item
+  int64_t k_bytes;       // of a head in a block
+  WorkUnit* decode;      // [decode_count + 1], the last one ends the list
+  WorkUnit* prefill;     // [prefill_count + 1]
   int decode_count = 0;
   int prefill_count = 0;
   int chunk_rows = 1;  // rows of a prefill item
   uint8_t* workspace;
 
-  int64_t decode_items() const { return decode[decode_count].unit_begin * kv->shape.kv_heads; }
+  int decode_groups() const { return (kv->shape.kv_heads + decode_heads - 1) / decode_heads; }
+  int64_t decode_items() const { return decode[decode_count].unit_begin * decode_groups(); }
   int64_t prefill_items() const { return prefill[prefill_count].unit_begin * kv->shape.kv_heads; }
   // Query heads that read local KV head h: [first, last).
   int FirstHead(int kv_head) const {
@@ -152,7 +158,7 @@ struct AttentionEngine::Call {
 
 struct AttentionEngine::Scratch {
   int acc_stride;
-  float* scores;     // [kTileQueries, kRunTokens]
+  float* scores;     // [2, kTileQueries, kRunTokens], the second half for tiles only
   float* run_acc;    // [kTileQueries, acc_stride]
   float* run_max;    // [kTileQueries]
   float* run_sum;    // [kTileQueries]
@@ -263,7 +269,7 @@ AttentionEngine::Layout AttentionEngine::MakeLayout(const Backend::Limits& limit
   l.decode_rows = take((limits.rows + int64_t{1}) * sizeof(WorkUnit));
   l.prefill_chunks = take((limits.rows + int64_t{1}) * sizeof(WorkUnit));
   l.threads = l.bytes;
-  const int64_t floats = int64_t{kTileQueries} * kRunTokens +
+  const int64_t floats = int64_t{2} * kTileQueries * kRunTokens +
                          int64_t{kTileQueries + kStateQueries} * (l.acc_stride + 2);
   const int64_t numbers = tiles_ == nullptr ? 0 : TileNumbers(limits.head_dim).total();
   l.thread_bytes = DivUp(floats * 4 + numbers * 2, 4096) * 4096;
@@ -294,7 +300,7 @@ AttentionEngine::Scratch AttentionEngine::ThreadScratch(const Call& call, int th
     next += floats;
     return begin;
   };
-  s.scores = take(kTileQueries * kRunTokens);
+  s.scores = take(2 * kTileQueries * kRunTokens);
   s.run_acc = take(kTileQueries * s.acc_stride);
   s.state_acc = take(kStateQueries * s.acc_stride);
   s.run_max = take(kTileQueries);
@@ -323,6 +329,7 @@ void AttentionEngine::Run(const float* q, int64_t q_stride, const AttentionShape
   call.out = out;
   call.out_stride = out_stride;
   call.workspace = workspace_.data();
+  call.k_bytes = KvHeadBytes(kv.shape.type, kv.shape.head_dim);
   call.attend = kv.shape.type == KvType::kF32   ? kernels_.attend_f32
                 : kv.shape.type == KvType::kF16 ? kernels_.attend_f16
                                                 : kernels_.attend_q8;
@@ -370,48 +377,34 @@ void AttentionEngine::PlanItems(Call* call, absl::Span<const Segment> segments) 
   call->prefill[call->prefill_count] = {nullptr, 0, 0, chunks};
   call->decode[call->decode_count] = {nullptr, 0, 0, runs};
   const int64_t items = int64_t{call->decode_count} * call->kv->shape.kv_heads;
-  call->split = items < int64_t{kItemsPerThread} * pool_->threads() && runs > call->decode_count &&
+  const int64_t least = int64_t{kItemsPerThread} * pool_->threads();
+  call->split = (items < least || runs >= int64_t{kLongRuns} * call->decode_count) &&
+                runs > call->decode_count &&
                 runs * call->shape->q_heads <= call->layout.partial_slots;
-  if (call->split) return;
-  for (int i = 0; i <= call->decode_count; ++i) call->decode[i].unit_begin = i;
+  for (int i = 0; i <= call->decode_count && !call->split; ++i) call->decode[i].unit_begin = i;
+  // Heads of a block lie side by side: a thread that takes several reads longer stretches of
+  // memory.
+  const int64_t units = call->decode[call->decode_count].unit_begin;
+  while (call->decode_heads < std::min(kMostDecodeHeads, call->kv->shape.kv_heads) &&
+         DivUp(call->kv->shape.kv_heads, 2 * call->decode_heads) * units >= least &&
+         2 * call->decode_heads * call->shape->group <= kStateQueries) {
+    call->decode_heads *= 2;
+  }
 }
 
 void AttentionEngine::Work(const Call& call, int thread) {
   const Scratch scratch = ThreadScratch(call, thread);
-  const int kv_heads = call.kv->shape.kv_heads;
   const int64_t decode_items = call.decode_items();
   const int64_t items = decode_items + call.prefill_items();
   while (true) {
     const int64_t item = next_item_.fetch_add(1, std::memory_order_relaxed);
     if (item >= items) break;
-    // Later chunks of a prompt see more tokens: they go first, so that no thread ends with a long
-    // one.
-    const bool decode = item < decode_items;
-    const int64_t index = decode ? item : items - 1 - item;
-    const int kv_head = static_cast<int>(index % kv_heads);
-    const int64_t unit = index / kv_heads;
-    const int first_head = call.FirstHead(kv_head);
-    const int heads = call.LastHead(kv_head) - first_head;
-    if (heads <= 0) continue;
-    const WorkUnit& work = decode ? FindUnit(call.decode, call.decode_count, unit)
-                                  : FindUnit(call.prefill, call.prefill_count, unit);
-    const int64_t part = unit - work.unit_begin;
-    if (decode) {
-      const Queries queries{call, *work.segment, work.row, 1, kv_head, first_head, heads};
-      if (call.split) {
-        SplitItem(queries, work.first_run + static_cast<int>(part), unit, scratch);
-      } else {
-        Walk(queries, scratch);
-      }
+    if (item < decode_items) {
+      DecodeItem(call, item, scratch);
     } else {
-      const int row = static_cast<int>(part) * call.chunk_rows;
-      const int rows = std::min(call.chunk_rows, work.segment->rows - row);
-      const Queries queries{call, *work.segment, row, rows, kv_head, first_head, heads};
-      if (call.tiles != nullptr) {
-        WalkTiles(queries, scratch);
-      } else {
-        Walk(queries, scratch);
-      }
+      // Later chunks of a prompt see more tokens: they go first, so that no thread ends with a long
+      // one.
+      PrefillItem(call, items - 1 - item, scratch);
     }
   }
   if (!call.split) return;
@@ -422,6 +415,46 @@ void AttentionEngine::Work(const Call& call, int thread) {
     if (item >= merges) break;
     MergeRow(call, static_cast<int>(item / call.shape->q_heads),
              static_cast<int>(item % call.shape->q_heads), scratch);
+  }
+}
+
+void AttentionEngine::DecodeItem(const Call& call, int64_t item, const Scratch& scratch) {
+  const int64_t unit = item / call.decode_groups();
+  const WorkUnit& work = FindUnit(call.decode, call.decode_count, unit);
+  const int first = static_cast<int>(item % call.decode_groups()) * call.decode_heads;
+  const int last = std::min(first + call.decode_heads, call.kv->shape.kv_heads);
+  absl::InlinedVector<Queries, kMostDecodeHeads> queries;
+  for (int kv_head = first; kv_head < last; ++kv_head) {
+    const int first_head = call.FirstHead(kv_head);
+    const int heads = call.LastHead(kv_head) - first_head;
+    if (heads <= 0) continue;
+    queries.push_back({call, *work.segment, work.row, 1, kv_head, first_head, heads});
+  }
+  if (!call.split) {
+    Walk(queries, scratch);
+    return;
+  }
+  const int run = work.first_run + static_cast<int>(unit - work.unit_begin);
+  for (const Queries& q : queries) {
+    const bool last = &q == &queries.back();
+    SplitItem(q, run, unit, last ? 0 : call.k_bytes, scratch);
+  }
+}
+
+void AttentionEngine::PrefillItem(const Call& call, int64_t item, const Scratch& scratch) {
+  const int kv_heads = call.kv->shape.kv_heads;
+  const int kv_head = static_cast<int>(item % kv_heads);
+  const int first_head = call.FirstHead(kv_head);
+  const int heads = call.LastHead(kv_head) - first_head;
+  if (heads <= 0) return;
+  const WorkUnit& work = FindUnit(call.prefill, call.prefill_count, item / kv_heads);
+  const int row = static_cast<int>(item / kv_heads - work.unit_begin) * call.chunk_rows;
+  const int rows = std::min(call.chunk_rows, work.segment->rows - row);
+  const Queries queries{call, *work.segment, row, rows, kv_head, first_head, heads};
+  if (call.tiles != nullptr) {
+    WalkTiles(queries, scratch);
+  } else {
+    Walk({&queries, 1}, scratch);
   }
 }
 
@@ -450,21 +483,35 @@ void AttentionEngine::MergeRun(const AttendArgs& run, int n, const Scratch& scra
                   .stride = scratch.acc_stride});
 }
 
-void AttentionEngine::Walk(const Queries& queries, const Scratch& scratch) {
-  const int dims = queries.call.shape->head_dim;
-  const int count = queries.count();
-  for (int v = 0; v < count; ++v) Clear(scratch.State(v), dims);
-  AttendArgs args = Arguments(queries.call, scratch);
-  for (int run = queries.FirstRun(); run <= queries.LastRun(); ++run) {
-    for (int v = 0; v < count; v += kTileQueries) {
-      const int n = std::min(kTileQueries, count - v);
-      if (!queries.SetQueries(v, n, run, &args)) continue;
-      queries.SetBlocks(run, &args);
-      queries.call.attend(args);
-      MergeRun(args, n, scratch, v);
+void AttentionEngine::Walk(absl::Span<const Queries> heads, const Scratch& scratch) {
+  if (heads.empty()) return;
+  const Call& call = heads[0].call;
+  const int dims = call.shape->head_dim;
+  AttendArgs args = Arguments(call, scratch);
+  int states = 0;
+  for (const Queries& queries : heads) states += queries.count();
+  for (int v = 0; v < states; ++v) Clear(scratch.State(v), dims);
+  for (int run = heads[0].FirstRun(); run <= heads[0].LastRun(); ++run) {
+    int state = 0;
+    for (const Queries& queries : heads) {
+      const int count = queries.count();
+      for (int v = 0; v < count; v += kTileQueries) {
+        const int n = std::min(kTileQueries, count - v);
+        if (!queries.SetQueries(v, n, run, &args)) continue;
+        queries.SetBlocks(run, &args);
+        args.next_k = v + n == count && &queries != &heads.back() ? call.k_bytes : 0;
+        call.attend(args);
+        MergeRun(args, n, scratch, state + v);
+      }
+      state += count;
     }
   }
-  for (int v = 0; v < count; ++v) Finish(scratch.State(v), dims, queries.Out(v));
+  int state = 0;
+  for (const Queries& queries : heads) {
+    for (int v = 0; v < queries.count(); ++v) {
+      Finish(scratch.State(state++), dims, queries.Out(v));
+    }
+  }
 }
 
 void AttentionEngine::WalkTiles(const Queries& queries, const Scratch& scratch) {
@@ -472,38 +519,54 @@ void AttentionEngine::WalkTiles(const Queries& queries, const Scratch& scratch) 
   const int dims = call.shape->head_dim;
   const int count = queries.count();
   const int64_t q_numbers = int64_t{TileSteps(dims)} * 2 * kTileElems * kTileQueries / kTileRows;
-  AttendArgs args = Arguments(call, scratch);
+  AttendArgs packed = Arguments(call, scratch);
   for (int v = 0; v < count; v += kTileQueries) {
     const int n = std::min(kTileQueries, count - v);
     for (int i = 0; i < n; ++i) {
       Clear(scratch.State(v + i), dims);
-      args.q[i] = queries.Q(v + i);
+      packed.q[i] = queries.Q(v + i);
     }
-    call.tiles->pack_q(args.q, n, dims, scratch.tile_q + v / kTileQueries * q_numbers);
+    call.tiles->pack_q(packed.q, n, dims, scratch.tile_q + v / kTileQueries * q_numbers);
   }
+  // Two tiles of queries are under way, one of them scored.
+  AttendArgs args[2] = {packed, packed};
+  args[1].scores += kTileQueries * kRunTokens;
+  TileArgs tiles[2] = {};
   const int first = call.FirstVisible(queries.Pos(0));
   const int last = queries.Pos(queries.rows - 1) + 1;
   for (int run = queries.FirstRun(); run <= queries.LastRun(); ++run) {
     // The item's rows share the packed run; each tile then looks at the part that its rows see.
     const int base = run * kRunTokens;
-    queries.SetRange(std::max(first - base, 0), std::min(last - base, kRunTokens), &args);
-    queries.SetBlocks(run, &args);
-    call.pack(args, scratch.tile_k, scratch.tile_v);
+    queries.SetRange(std::max(first - base, 0), std::min(last - base, kRunTokens), &packed);
+    queries.SetBlocks(run, &packed);
+    call.pack(packed, scratch.tile_k, scratch.tile_v);
+    int scored = -1, at = 0;  // the first vector of the tile that is scored, and which it is
     for (int v = 0; v < count; v += kTileQueries) {
-      const int n = std::min(kTileQueries, count - v);
-      if (!queries.SetQueries(v, n, run, &args)) continue;
-      call.tiles->attend(args, {scratch.tile_q + v / kTileQueries * q_numbers, scratch.tile_k,
-                                scratch.tile_v, scratch.tile_p});
-      MergeRun(args, n, scratch, v);
+      AttendArgs& next = args[1 - at];
+      if (!queries.SetQueries(v, std::min(kTileQueries, count - v), run, &next)) continue;
+      tiles[1 - at] = {scratch.tile_q + v / kTileQueries * q_numbers, scratch.tile_k,
+                       scratch.tile_v, scratch.tile_p};
+      if (scored < 0) {
+        call.tiles->score(next, tiles[1 - at]);
+      } else {
+        call.tiles->attend(args[at], tiles[at], &next, &tiles[1 - at]);
+        MergeRun(args[at], args[at].queries, scratch, scored);
+      }
+      scored = v;
+      at = 1 - at;
     }
+    if (scored < 0) continue;
+    call.tiles->attend(args[at], tiles[at], nullptr, nullptr);
+    MergeRun(args[at], args[at].queries, scratch, scored);
   }
   for (int v = 0; v < count; ++v) Finish(scratch.State(v), dims, queries.Out(v));
 }
 
-void AttentionEngine::SplitItem(const Queries& queries, int run, int64_t unit,
+void AttentionEngine::SplitItem(const Queries& queries, int run, int64_t unit, int64_t next_k,
                                 const Scratch& scratch) {
   const Call& call = queries.call;
   AttendArgs args = Arguments(call, scratch);
+  args.next_k = next_k;
   for (int v = 0; v < queries.count(); v += kTileQueries) {
     const int n = std::min(kTileQueries, queries.count() - v);
     const Softmax out = call.Partial(unit * call.shape->q_heads + queries.Head(v));

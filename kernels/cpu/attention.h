@@ -1,10 +1,10 @@
 // Attention over a paged KV cache, on the threads of one CPU rank.
 //
-// A decode row takes one item for each KV head, or, when those are too few for the threads, one for
-// each run of 256 tokens of it, whose partial softmaxes are merged afterwards. A prefill segment
-// takes items of up to 64 rows for each KV head, which walk over the runs and merge as they go.
-// Merging happens in order of position either way, so the result of a row does not depend on the
-// number of threads nor on the rest of the batch.
+// A decode row takes one item for each few KV heads, or, when those are too few for the threads or
+// the context is long, one for each run of 256 tokens of them, whose partial softmaxes are merged
+// afterwards. A prefill segment takes items of up to 128 rows for each KV head, which walk over the
+// runs and merge as they go. Merging happens in order of position either way, so the result of a
+// row does not depend on the number of threads nor on the rest of the batch.
 #pragma once
 
 #include <atomic>
@@ -47,12 +47,15 @@ class AttentionEngine {
   int ChunkRows(const Call& call, absl::Span<const Segment> segments) const;
   void PlanItems(Call* call, absl::Span<const Segment> segments);
   void Work(const Call& call, int thread);
-  // Attends queries to all that they see, run by run.
-  void Walk(const Queries& queries, const Scratch& scratch);
+  void DecodeItem(const Call& call, int64_t item, const Scratch& scratch);
+  void PrefillItem(const Call& call, int64_t item, const Scratch& scratch);
+  // Attends queries to all that they see, run by run; they differ in their KV head only.
+  void Walk(absl::Span<const Queries> heads, const Scratch& scratch);
   void WalkTiles(const Queries& queries, const Scratch& scratch);
   // Attends the queries of a decode row to one run; the result goes to the partials of work unit
-  // `unit`.
-  void SplitItem(const Queries& queries, int run, int64_t unit, const Scratch& scratch);
+  // `unit`. next_k: see AttendArgs.
+  void SplitItem(const Queries& queries, int run, int64_t unit, int64_t next_k,
+                 const Scratch& scratch);
   void MergeRow(const Call& call, int row, int head, const Scratch& scratch);
 
   static AttendArgs Arguments(const Call& call, const Scratch& scratch);

@@ -177,8 +177,20 @@ inline void ZeroAccumulators() {
   _tile_zero(3);
 }
 
-// Scores of 32 queries and two blocks.
-void ScoreTiles(const AttendArgs& args, const TileArgs& tiles, int block) {
+// Rows whose softmax is computed while tiles are multiplied.
+struct SoftmaxRows {
+  const AttendArgs* args;  // null: none
+  const float* top;        // [args->queries]
+  uint16_t* p;             // [args->queries, kProbStride]
+  int done = 0;
+
+  void Take(int n);
+};
+
+// Scores of 32 queries and two blocks, and the softmax of `rows_per_step` rows of others for each
+// step.
+void ScoreTiles(const AttendArgs& args, const TileArgs& tiles, int block, SoftmaxRows* rows,
+                int rows_per_step) {
   const int64_t row_of_tiles = static_cast<int64_t>(TileSteps(args.head_dim)) * kPair;
   const uint16_t* q = tiles.q;
   const uint16_t* k = tiles.k + block * row_of_tiles;
@@ -192,9 +204,11 @@ void ScoreTiles(const AttendArgs& args, const TileArgs& tiles, int block) {
     SHOAL_TILE_PRODUCTS;  // high * low
     _tile_loadd(6, k, kTileBytes);
     _tile_loadd(7, k + row_of_tiles, kTileBytes);
+    rows->Take(rows_per_step / 2);
     SHOAL_TILE_PRODUCTS;  // high * high
     _tile_loadd(4, q + kTileElems, kTileBytes);
     _tile_loadd(5, q + row_of_tiles + kTileElems, kTileBytes);
+    rows->Take(rows_per_step - rows_per_step / 2);
     SHOAL_TILE_PRODUCTS;  // low * high
   }
   float* scores = args.scores + block * kBlockTokens;
@@ -317,20 +331,42 @@ void OutputTiles(const AttendArgs& args, const TileArgs& tiles, int vector) {
   _tile_stored(3, acc2 + 16, row_bytes);
 }
 
-void Attend(const AttendArgs& args, const TileArgs& tiles) {
-  static constexpr TileConfig kConfig;
+void SoftmaxRows::Take(int n) {
+  if (args == nullptr) return;
+  for (; n > 0 && done < args->queries; --n, ++done) {
+    SoftmaxRow(*args, done, top[done], p + done * kProbStride);
+  }
+}
+
+constexpr TileConfig kConfig;
+
+// Blocks go in pairs; scores of a block that nobody sees are never looked at.
+void AllScores(const AttendArgs& args, const TileArgs& tiles, SoftmaxRows* rows) {
+  const int first = args.block_begin & ~1;
+  const int steps = (args.block_end - first + 1) / 2 * TileSteps(args.head_dim);
+  for (int block = first; block < args.block_end; block += 2) {
+    ScoreTiles(args, tiles, block, rows, (kTileQueries + steps - 1) / steps);
+  }
+}
+
+void Score(const AttendArgs& args, const TileArgs& tiles) {
   _tile_loadconfig(&kConfig);
   Fence();
-  // Blocks go in pairs; scores of a block that nobody sees are never looked at.
-  for (int block = args.block_begin & ~1; block < args.block_end; block += 2) {
-    ScoreTiles(args, tiles, block);
-  }
+  SoftmaxRows none{nullptr, nullptr, nullptr};
+  AllScores(args, tiles, &none);
   Fence();
+  _tile_release();
+}
+
+void Attend(const AttendArgs& args, const TileArgs& tiles, const AttendArgs* next,
+            const TileArgs* next_tiles) {
+  _tile_loadconfig(&kConfig);
   float top[kTileQueries];
   MaxScores(args, top);
-  for (int i = 0; i < args.queries; ++i) {
-    SoftmaxRow(args, i, top[i], tiles.p + i * kProbStride);
-  }
+  SoftmaxRows rows{&args, top, tiles.p};
+  Fence();
+  if (next != nullptr) AllScores(*next, *next_tiles, &rows);
+  rows.Take(kTileQueries);
   Fence();
   for (int vector = 0; vector < TileVectors(args.head_dim); vector += 2) {
     OutputTiles(args, tiles, vector);
@@ -342,7 +378,7 @@ void Attend(const AttendArgs& args, const TileArgs& tiles) {
 }  // namespace
 
 const TileKernels& AmxTileKernels() {
-  static constexpr TileKernels kKernels = {PackQ, Pack<F16Type>, Pack<Q8Type>, Attend};
+  static constexpr TileKernels kKernels = {PackQ, Pack<F16Type>, Pack<Q8Type>, Score, Attend};
   return kKernels;
 }
 

@@ -31,6 +31,7 @@ struct AttendArgs {
   int token_end = 0;             // largest `end`: tokens from here on may hold garbage
   const uint8_t* k[kRunBlocks];  // one head of each block, laid out as kv_layout.h says
   const uint8_t* v[kRunBlocks];
+  int64_t next_k = 0;       // from K of a block to the K that is attended next; 0: not known
   float* scores = nullptr;  // scratch [kTileQueries, kRunTokens], 64 B aligned
   float* acc = nullptr;     // out [queries, acc_stride]
   int acc_stride = 0;       // head_dim rounded up to 32
@@ -99,8 +100,13 @@ struct TileKernels {
   // zeros.
   void (*pack_f16)(const AttendArgs& args, uint16_t* k, uint16_t* v);
   void (*pack_q8)(const AttendArgs& args, uint16_t* k, uint16_t* v);
-  // As attend_f16, on what the others packed. The calling thread's tile configuration is lost.
-  void (*attend)(const AttendArgs& args, const TileArgs& tiles);
+  // The two together are attend_f16 on what the others packed: score fills args.scores, and attend
+  // does the rest. Meanwhile attend scores the queries of `next` (null: none), which have scores of
+  // their own, so that the tile unit works beside the softmax. The calling thread's tile
+  // configuration is lost.
+  void (*score)(const AttendArgs& args, const TileArgs& tiles);
+  void (*attend)(const AttendArgs& args, const TileArgs& tiles, const AttendArgs* next,
+                 const TileArgs* next_tiles);
 };
 
 #if defined(__x86_64__)

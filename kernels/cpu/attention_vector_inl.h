@@ -61,6 +61,15 @@ struct Q8Type {
   }
 };
 
+// Blocks lie anywhere in memory and K of one head is 2 KiB of a block, too short for the hardware's
+// prefetcher to help. As with weights (linear_simd.h), what is far ahead is asked for into L2 and
+// what is near into L1.
+constexpr int kAheadBlocks = 4;
+constexpr int kNearBytes = 1024;
+
+inline void PrefetchFar(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
+inline void PrefetchNear(const uint8_t* p) { __builtin_prefetch(p, 0, 3); }
+
 // scores[query][token] for queries [first, first + kQueries) and blocks [block, block + kBlocks).
 template <typename Type, int kQueries, int kBlocks>
 void ScoreTile(const AttendArgs& args, int first, int block) {
@@ -71,8 +80,7 @@ void ScoreTile(const AttendArgs& args, int first, int block) {
   SHOAL_UNROLL for (int b = 0; b < kBlocks; ++b) {
     k[b] = Type::Values(args.k[block + b], args.head_dim);
   }
-  // What comes next: the following blocks of K, then the first of V. Blocks lie anywhere in memory
-  // and K of one head is 2 KiB of a block, too short for the hardware's prefetcher to help.
+  // What comes next: the following blocks of K, then the first of V.
   const uint8_t* next[kBlocks];
   SHOAL_UNROLL for (int b = 0; b < kBlocks; ++b) {
     const int at = block + kBlocks + b;
@@ -93,18 +101,25 @@ void ScoreTile(const AttendArgs& args, int first, int block) {
         scale[v] = LoadF16(scales + begin / kPartDims * kBlockTokens + v % kBlockVecs * kLanes);
       }
     }
-    for (int d = begin; d < end; ++d) {
+    constexpr int kDims = 2;  // of f16 K they are a cache line; head_dim is even
+    for (int pair = begin; pair < end; pair += kDims) {
       SHOAL_UNROLL for (int b = 0; b < kBlocks; ++b) {
-        __builtin_prefetch(next[b] + d * kBlockTokens * Type::kBytes);
+        const int at = pair * kBlockTokens * Type::kBytes;
+        SHOAL_UNROLL for (int line = 0; line < kDims * kBlockTokens * Type::kBytes; line += 64) {
+          PrefetchFar(next[b] + at + line);
+          PrefetchNear(k[b] + at + kNearBytes / kBlocks + line);
+        }
       }
-      Vec kv[kVecs];
-      SHOAL_UNROLL for (int v = 0; v < kVecs; ++v) {
-        kv[v] = Type::Load(k[v / kBlockVecs], d * kBlockTokens + v % kBlockVecs * kLanes);
-        if constexpr (Type::kScaled) kv[v] = Mul(kv[v], scale[v]);
-      }
-      SHOAL_UNROLL for (int i = 0; i < kQueries; ++i) {
-        const Vec x = Set(q[i][d]);
-        SHOAL_UNROLL for (int v = 0; v < kVecs; ++v) acc[i][v] = Fma(x, kv[v], acc[i][v]);
+      SHOAL_UNROLL for (int d = pair; d < pair + kDims; ++d) {
+        Vec kv[kVecs];
+        SHOAL_UNROLL for (int v = 0; v < kVecs; ++v) {
+          kv[v] = Type::Load(k[v / kBlockVecs], d * kBlockTokens + v % kBlockVecs * kLanes);
+          if constexpr (Type::kScaled) kv[v] = Mul(kv[v], scale[v]);
+        }
+        SHOAL_UNROLL for (int i = 0; i < kQueries; ++i) {
+          const Vec x = Set(q[i][d]);
+          SHOAL_UNROLL for (int v = 0; v < kVecs; ++v) acc[i][v] = Fma(x, kv[v], acc[i][v]);
+        }
       }
     }
   }
@@ -195,13 +210,18 @@ void OutputTile(const AttendArgs& args, int first, int dim, int partial) {
         Store(scales + i, LoadF16(half + i));
       }
     }
-    constexpr int kAhead =
-        2;  // blocks; further would push out what is yet to be used from the L1 cache
-    const uint8_t* next = args.v[block + kAhead < args.block_end ? block + kAhead : block];
+    // What comes next: the following blocks of V, then the first of the next K.
+    const int at = block + kAheadBlocks - args.block_end;
+    const uint8_t* next = at < 0 ? args.v[block + kAheadBlocks]
+                          : args.next_k != 0 && args.block_begin + at < args.block_end
+                              ? args.k[args.block_begin + at] + args.next_k
+                              : args.v[block];
     for (int t = 0; t < tokens; ++t) {
       SHOAL_UNROLL for (int line = 0; line < kVecs * kLanes * Type::kBytes; line += 64) {
-        __builtin_prefetch(next + (static_cast<int64_t>(t) * args.head_dim + dim) * Type::kBytes +
-                           line);
+        const int64_t offset =
+            (static_cast<int64_t>(t) * args.head_dim + dim) * Type::kBytes + line;
+        PrefetchFar(next + offset);
+        PrefetchNear(args.v[block] + offset + kNearBytes);
       }
       Vec x[kVecs];
       SHOAL_UNROLL for (int v = 0; v < kVecs; ++v) {
