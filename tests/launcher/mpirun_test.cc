@@ -44,6 +44,7 @@ TEST(MpirunArguments, OneMachineNeedsNoNetwork) {
   EXPECT_THAT(line, Not(HasSubstr("btl_tcp_if_include")));
   EXPECT_THAT(line, HasSubstr("--mca plm isolated"));  // works where ssh is not installed
   EXPECT_EQ(argv.back(), "two words");                 // one argument
+  EXPECT_THAT(line, HasSubstr("--mca btl_vader_eager_limit 32768"));
   host.program = "/opt/shoal/bin/mpirun";
   EXPECT_EQ(MpirunArguments(Job(2), host, 0).front(), "/opt/shoal/bin/mpirun");
 }
