@@ -35,6 +35,9 @@ constexpr absl::Duration kHeartbeat = absl::Milliseconds(250);
 // How long the engine thread may take to notice that the coordinator is gone before the process
 // ends anyway: it may hang in a collective with a dead peer.
 constexpr absl::Duration kGrace = absl::Seconds(5);
+// Commands that an idle engine waits for each other, and for how long.
+constexpr absl::Duration kQuiet = absl::Milliseconds(1);
+constexpr size_t kTogether = 8;
 // The coordinator bounds what it submits; this bounds what a faulty one could.
 constexpr size_t kMaxCommands = 1 << 16;
 
@@ -59,10 +62,15 @@ class CommandQueue {
     closed_ = true;
     cv_.SignalAll();
   }
-  // Everything that waits; when `wait`, sleeps until there is something or the queue is closed.
+  // Everything that waits; when `wait`, sleeps until there is something or the queue is closed, and
+  // then for what comes at the same time: requests that are computed together are sooner done.
   std::deque<pb::ToEngine> Take(bool wait, bool* closed) {
     MutexLock lock(&mu_);
     while (wait && commands_.empty() && !closed_) cv_.Wait(&mu_);
+    for (size_t seen = 0; wait && !closed_ && seen < std::min(commands_.size(), kTogether);) {
+      seen = commands_.size();
+      cv_.WaitWithTimeout(&mu_, kQuiet);
+    }
     *closed = closed_;
     return std::exchange(commands_, {});
   }
@@ -362,8 +370,7 @@ class Server {
       }
       if (!it->second.reported_cache) {
         it->second.reported_cache = true;
-        const Sequence* s = engine_.Find(event.id);
-        if (s != nullptr) e.set_cached_tokens(std::min(s->cached_tokens, s->prompt_length));
+        e.set_cached_tokens(event.cached_tokens);
       }
     }
     e.mutable_embedding()->Add(event.embedding.begin(), event.embedding.end());

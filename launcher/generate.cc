@@ -37,7 +37,7 @@ absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
       if (e.id != id) continue;
       if (e.has_token) {
         if (drawn++ == 0) first = Clock::now();
-        if (const Sequence* s = engine.Find(id); s != nullptr) g.cached_tokens = s->cached_tokens;
+        g.cached_tokens = e.cached_tokens;
         if (std::find(ends.begin(), ends.end(), e.token) == ends.end()) {
           g.tokens.push_back(e.token);
           show(utf8.Push(tokenizer.TokenBytes(e.token, /*render_special=*/false)));

@@ -45,14 +45,16 @@ struct Batch {
     int32_t block = 0;
   };
 
-  // Before anything else of the batch: blocks go to, or begin to come from, a record of every
-  // rank's page file (offload/kv_pager.h). The content of a page is that of the batches before.
+  // Before anything else of the batch, in this order: blocks go to, or begin to come from, a record
+  // of every rank's page file (offload/kv_pager.h), or a block is copied. The content of a block is
+  // that of the batches before.
   struct PageOp {
-    int32_t write = 0;  // else load
+    enum class Kind : int32_t { kLoad, kWrite, kCopy };
+    Kind kind = Kind::kLoad;
     int32_t record = 0;
     int32_t count = 0;                   // of blocks
     int32_t unused = 0;                  // no bytes are left undefined
-    int32_t blocks[kKvPageBlocks] = {};  // loads skip those < 0
+    int32_t blocks[kKvPageBlocks] = {};  // loads skip those < 0; a copy is from [0] to [1]
     KvName prefix[kKvPageBlocks] = {};   // that ends with each block
   };
   static_assert(sizeof(PageOp) == 336);

@@ -51,6 +51,11 @@ std::optional<int> BlockAllocator::Lookup(const PrefixHash& hash) {
   return block;
 }
 
+void BlockAllocator::Share(int block) {
+  SHOAL_CHECK(refs_[block] > 0, "a shared block has a user");
+  ++refs_[block];
+}
+
 void BlockAllocator::Publish(int block, const PrefixHash& hash) {
   SHOAL_CHECK(refs_[block] > 0, "a published block has a user");
   if (hash_of_[block].has_value() || known_.contains(hash)) return;

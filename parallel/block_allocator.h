@@ -46,6 +46,9 @@ class BlockAllocator {
   // Takes one more reference on the block that holds this prefix; nullopt when none does.
   std::optional<int> Lookup(const PrefixHash& hash);
   bool Contains(const PrefixHash& hash) const { return known_.contains(hash); }
+  // Takes one more reference on a block in use.
+  void Share(int block);
+  bool shared(int block) const { return refs_[block] > 1; }
   // The block now holds this whole prefix. Keeps the first block when two hold the same.
   void Publish(int block, const PrefixHash& hash);
   void Release(int block);

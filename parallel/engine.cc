@@ -12,6 +12,7 @@ namespace shoal {
 namespace {
 
 constexpr int kTimedRows = 32;       // of a prompt: enough to say what a token takes
+constexpr int kManyRows = 192;       // to unpack the weights for so many costs little
 constexpr double kCostWeight = 0.2;  // of the newest measurement, in its running mean
 
 void Average(double value, double& mean) {
@@ -106,7 +107,9 @@ void Engine::LearnCosts(const Batch& batch, double seconds) {
     // There may never be a step that only decodes.
     if (costs_.token_s > 0) costs_.decode_s = std::max(0.0, seconds - prompt_rows * costs_.token_s);
   } else if (prompt_rows >= kTimedRows) {
-    Average(std::max(0.0, seconds - (decodes ? costs_.decode_s : 0)) / prompt_rows, costs_.token_s);
+    const double token_s = std::max(0.0, seconds - (decodes ? costs_.decode_s : 0)) / prompt_rows;
+    Average(token_s, costs_.token_s);
+    if (prompt_rows >= kManyRows) Average(token_s, costs_.many_token_s);
   }
   scheduler_.SetCosts(costs_);
 }
@@ -199,6 +202,7 @@ absl::StatusOr<std::vector<TokenEvent>> Engine::Finish(InFlight oldest) {
     e.token = samples[i].token;
     e.sample = std::move(samples[i]);
     e.embedding = std::move(embeddings[i]);
+    e.cached_tokens = std::min(s.cached_tokens, s.prompt_length);
     e.has_token = !s.cancelled && !s.lost && !s.request.embed;
     events.push_back(std::move(e));
   }

@@ -21,6 +21,7 @@ struct TokenEvent {
   SequenceId id = 0;
   bool has_token = false;
   int32_t token = 0;
+  int cached_tokens = 0;         // with a token: of the prompt, not computed for this sequence
   Sample sample;                 // log-probabilities, when asked for
   std::vector<float> embedding;  // of a request that asked for it, when it ends
   FinishReason finish = FinishReason::kNone;
@@ -67,7 +68,6 @@ class Engine {
 
   Scheduler::Stats stats() const { return scheduler_.stats(); }
   const Rank& rank() const { return *rank_; }
-  const Sequence* Find(SequenceId id) const { return scheduler_.Find(id); }
 
  private:
   struct InFlight {

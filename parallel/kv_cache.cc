@@ -74,6 +74,13 @@ absl::StatusOr<DeviceMemory> KvCache::MakeStaging(int64_t bytes, int buffers) {
   return staging;
 }
 
+absl::Status KvCache::CopyBlock(int32_t from, int32_t to) {
+  SHOAL_RETURN_IF_ERROR(CheckBlocks({from, to}, /*may_skip=*/false));
+  const int64_t bytes = BlockBytes(shape_, layers_);
+  backend_->Copy(pool_.data() + to * bytes, pool_.data() + from * bytes, bytes);
+  return absl::OkStatus();
+}
+
 void KvCache::CopyOut(int layer, absl::Span<const int32_t> blocks, uint8_t* to) {
   const KvLayer kv = this->layer(layer);
   const int64_t bytes = shape_.block_bytes();

@@ -53,6 +53,8 @@ class KvCache final : public KvMemory {
   const int32_t* table(int slot) const { return tables_.data() + int64_t{slot} * blocks_per_slot_; }
   absl::Status CheckRun(const Batch::Run& run, int rows) const;
   absl::Status CheckBlocks(absl::Span<const int32_t> blocks, bool may_skip) const;
+  // All layers of a block, behind the ops before.
+  absl::Status CopyBlock(int32_t from, int32_t to);
   // As KvMemory. CopyIn runs on the pager's threads, in blocks that no batch names meanwhile.
   absl::StatusOr<DeviceMemory> MakeStaging(int64_t bytes, int buffers) override;
   void CopyOut(int layer, absl::Span<const int32_t> blocks, uint8_t* to) override;

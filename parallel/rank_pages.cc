@@ -89,14 +89,19 @@ absl::Status Rank::OpenPager(const Checkpoint& checkpoint) {
 
 absl::Status Rank::RunPages(const Batch& batch) {
   for (const Batch::PageOp& op : batch.pages) {
+    if (op.kind == Batch::PageOp::Kind::kCopy) {
+      SHOAL_RETURN_IF_ERROR(kv_->CopyBlock(op.blocks[0], op.blocks[1]));
+      continue;
+    }
     if (pager_ == nullptr || op.record < 0 || op.record >= page_records_ || op.count < 1 ||
         op.count > kKvPageBlocks) {
       return absl::InternalError(absl::StrCat("a KV page of ", op.count, " blocks in record ",
                                               op.record, " of ", page_records_));
     }
     const auto blocks = absl::MakeConstSpan(op.blocks, op.count);
-    SHOAL_RETURN_IF_ERROR(kv_->CheckBlocks(blocks, /*may_skip=*/op.write == 0));
-    if (op.write != 0) {
+    const bool write = op.kind == Batch::PageOp::Kind::kWrite;
+    SHOAL_RETURN_IF_ERROR(kv_->CheckBlocks(blocks, /*may_skip=*/!write));
+    if (write) {
       pager_->Write(op.record, absl::MakeConstSpan(op.prefix, op.count), blocks);
     } else {
       pager_->Load(op.record, op.prefix[op.count - 1], blocks);

@@ -21,6 +21,11 @@ constexpr int kMostLosses = 3;  // of pages that a sequence streams, before it e
 constexpr double kPromptShare = 4;
 constexpr int kPrefillTile = 32;  // prefill products cost as much for one row as for these
 constexpr int kLeastPromptRows = 64;
+// What is left of all prompts may instead come in one longer step, which takes less time in all
+// than pieces and their decode rows: but so rarely that a stream sees it for one token in so many.
+constexpr double kLongStepS = 0.75;
+constexpr double kTokensPerStall = 128;
+constexpr double kMostStalls = 4;  // of streams, that may be saved up
 
 int BlocksFor(int64_t tokens) {
   return static_cast<int>((tokens + kKvBlockTokens - 1) / kKvBlockTokens);
@@ -39,7 +44,11 @@ Batch::LogitRow LogitRowFor(const Sequence& s, int row) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerLimits& limits)
-    : limits_(limits), blocks_(limits.blocks), pages_(limits.pages), prefixes_(limits.pages) {
+    : limits_(limits),
+      blocks_(limits.blocks),
+      pages_(limits.pages),
+      prefixes_(limits.pages),
+      stalls_(kMostStalls) {
   SHOAL_CHECK(limits.rows > 0 && limits.slots > 0 && limits.context > 0 && limits.blocks > 0,
               "a scheduler needs rows, slots, context and blocks");
   for (int s = limits.slots - 1; s >= 0; --s) free_slots_.push_back(s);
@@ -113,7 +122,11 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     AddRun(*s, 1, /*decode=*/true, step);
     ++rows;
   }
-  const int limit = rows > 0 ? std::min(limits_.rows, rows + RowsBesideDecode()) : limits_.rows;
+  const int decoding = rows;
+  const int share = RowsBesideDecode();
+  const int beside = stalls_ >= decoding ? std::max(share, RowsToEndPrompts(decoding)) : share;
+  const int limit = rows > 0 ? std::min(limits_.rows, rows + beside) : limits_.rows;
+  std::vector<std::pair<const Sequence*, Sequence*>> twins;  // who has the rows, and who not
   const auto add_chunk = [&](Sequence& s) {
     const bool replay = s.scheduled >= s.prefill_end;
     const int until = replay ? static_cast<int>(s.tokens.size()) : s.prefill_end;
@@ -127,9 +140,11 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     if (chunk <= 0 || !Grow(s, chunk, batch)) return;
     AddRun(s, chunk, replay, step);
     rows += chunk;
+    if (s.remaining() == 0 && s.generated() == 0) AdmitTwins(s, batch, twins);
   };
-  // 2. Chunks of what is admitted (the row of a decode above leaves nothing remaining).
-  for (Sequence* s : running_) {
+  // 2. Chunks of what is admitted (the row of a decode above leaves nothing remaining). Copied:
+  // twins join running_.
+  for (Sequence* s : std::vector<Sequence*>(running_)) {
     if (rows >= limit) break;
     if (!s->blocked() && s->remaining() > 0) add_chunk(*s);
   }
@@ -145,6 +160,9 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     if (GrowOrPreempt(first, 1, batch)) add_chunk(first);
   }
   if (rows == 0 && batch.pages.empty()) return std::nullopt;
+  const bool stalls = rows - decoding > share;
+  stalls_ =
+      stalls ? stalls_ - decoding : std::min(kMostStalls, stalls_ + decoding / kTokensPerStall);
 
   // Decode rows come first in the batch.
   std::stable_partition(batch.runs.begin(), batch.runs.end(),
@@ -164,6 +182,12 @@ std::optional<Scheduler::Step> Scheduler::Next() {
       batch.logits.push_back(LogitRowFor(s, run.row + run.rows - 1));
       step.sequences.push_back(s.id);
       s.awaiting_sample = true;
+      for (const auto& [of, twin] : twins) {
+        if (of != &s) continue;
+        batch.logits.push_back(LogitRowFor(*twin, run.row + run.rows - 1));
+        step.sequences.push_back(twin->id);
+        step.twins.push_back(twin->id);
+      }
     }
   }
   batch.step = next_step_++;
@@ -182,6 +206,7 @@ std::vector<Scheduler::Finished> Scheduler::Complete(const Step& step,
       PublishBlocks(*s);
     }
   }
+  for (const SequenceId id : step.twins) --sequences_.at(id)->steps_in_flight;
   std::vector<Finished> finished;
   for (size_t i = 0; i < tokens.size(); ++i) {
     Sequence& s = *sequences_.at(step.sequences[i]);
@@ -290,6 +315,20 @@ int Scheduler::RowsBesideDecode() const {
   return std::min(rows, limits_.rows_beside_decode);
 }
 
+// What one step would have to take beside decode rows for no prompt to be left; 0 when that is more
+// than a long step.
+int Scheduler::RowsToEndPrompts(int decoding) const {
+  if (waiting_count_ > std::ssize(free_slots_)) return 0;
+  int64_t rows = waiting_tokens_;
+  for (const Sequence* s : running_) {
+    if (s->generated() == 0) rows += s->remaining();
+  }
+  const double token_s = costs_.many_token_s > 0 ? costs_.many_token_s : costs_.token_s;
+  const bool fits = rows <= limits_.rows_beside_decode && decoding + rows <= limits_.rows &&
+                    token_s > 0 && static_cast<double>(rows) * token_s <= kLongStepS;
+  return fits ? static_cast<int>(rows) : 0;
+}
+
 Sequence* Scheduler::NextWaiting() {
   if (waiting_.empty()) return nullptr;
   auto it = waiting_.upper_bound(last_client_);
@@ -311,6 +350,14 @@ void Scheduler::PopWaiting(const Sequence& s) {
   if (it->second.empty()) waiting_.erase(it);
   --waiting_count_;
   waiting_tokens_ -= static_cast<int64_t>(s.tokens.size());
+}
+
+void Scheduler::TakeSlot(Sequence& s) {
+  PopWaiting(s);
+  last_client_ = s.request.client;
+  s.slot = free_slots_.back();
+  free_slots_.pop_back();
+  s.admitted = ++admissions_;
 }
 
 // Takes over cached blocks and a slot. False when the first block it still needs is not there.
@@ -335,11 +382,7 @@ bool Scheduler::Admit(Sequence& s, Batch& batch) {
     for (int b : shared) blocks_.Release(b);
     return false;
   }
-  PopWaiting(s);
-  last_client_ = s.request.client;
-  s.slot = free_slots_.back();
-  free_slots_.pop_back();
-  s.admitted = ++admissions_;
+  TakeSlot(s);
   s.scheduled = found * kKvBlockTokens;
   if (too_long && TakeFromDisk(s, hashes, found, batch)) {
     for (const int b : shared) blocks_.Release(b);
@@ -512,7 +555,7 @@ void Scheduler::WritePages(std::vector<Batch::PageOp>& ops) {
     if (!record.has_value()) continue;  // all are being read: the page is computed again
     pages_.Publish(*record, w.prefix.back());
     Batch::PageOp op;
-    op.write = 1;
+    op.kind = Batch::PageOp::Kind::kWrite;
     op.record = *record;
     op.count = static_cast<int>(w.blocks.size());
     for (int i = 0; i < op.count; ++i) {
@@ -562,10 +605,22 @@ std::vector<Batch::PageOp> Scheduler::TakeWrites() {
   return ops;
 }
 
-// Blocks for the next `tokens` tokens; all or nothing.
+// Blocks for the next `tokens` tokens, nobody else's; all or nothing.
 bool Scheduler::Grow(Sequence& s, int tokens, Batch& batch) {
   const int need = BlocksFor(s.scheduled + tokens) - static_cast<int>(s.blocks.size());
-  if (need > blocks_.available()) return false;
+  const int tail = s.scheduled / kKvBlockTokens;  // where the first of them goes
+  const bool copy = tail < static_cast<int>(s.blocks.size()) && blocks_.shared(s.blocks[tail]);
+  if (need + (copy ? 1 : 0) > blocks_.available()) return false;
+  if (copy) {
+    Batch::PageOp op;
+    op.kind = Batch::PageOp::Kind::kCopy;
+    op.count = 2;
+    op.blocks[0] = s.blocks[tail];
+    op.blocks[1] = *blocks_.Allocate();
+    batch.pages.push_back(op);
+    blocks_.Release(std::exchange(s.blocks[tail], op.blocks[1]));
+    batch.table.push_back({s.slot, tail, op.blocks[1]});
+  }
   for (int i = 0; i < need; ++i) {
     const int block = *blocks_.Allocate();
     batch.table.push_back({s.slot, static_cast<int32_t>(s.blocks.size()), block});
@@ -606,6 +661,37 @@ void Scheduler::AddRun(Sequence& s, int rows, bool decode, Step& step) {
   s.scheduled += rows;
   ++s.steps_in_flight;
   if (s.records.empty()) PublishBlocks(s);
+}
+
+// Waiting requests with the same prompt as a sequence whose prompt ends in this batch.
+void Scheduler::AdmitTwins(const Sequence& of, Batch& batch,
+                           std::vector<std::pair<const Sequence*, Sequence*>>& twins) {
+  const auto queue = waiting_.find(of.request.client);
+  if (queue == waiting_.end() || !of.records.empty() || !limits_.prefix_cache) return;
+  std::vector<Sequence*> found;
+  for (Sequence* s : queue->second) {
+    if (s->tokens == of.tokens && s->prompt_length == of.prompt_length &&
+        s->request.salt == of.request.salt) {
+      found.push_back(s);
+    }
+  }
+  for (Sequence* s : found) {
+    if (free_slots_.empty()) return;
+    TakeSlot(*s);
+    s->blocks = of.blocks;
+    s->hashes = of.hashes;
+    for (size_t i = 0; i < s->blocks.size(); ++i) {
+      blocks_.Share(s->blocks[i]);
+      batch.table.push_back({s->slot, static_cast<int32_t>(i), s->blocks[i]});
+    }
+    s->scheduled = of.scheduled;
+    s->cached_tokens = of.scheduled;
+    totals_.cached_tokens += of.scheduled;
+    s->awaiting_sample = true;
+    ++s->steps_in_flight;
+    running_.push_back(s);
+    twins.push_back({&of, s});
+  }
 }
 
 // Later steps run after the one that fills a block, so it may be shared from now on.

@@ -6,6 +6,10 @@
 // sequence admitted last gives its blocks back and is computed again later (its prefix is usually
 // still cached).
 //
+// Requests of a client with the same prompt that wait together (the n answers of one) are admitted
+// when the first of them has its prompt computed: they sample from the same row and share all
+// blocks. Who writes to a block that others use takes a copy of it (Batch::PageOp).
+//
 // With pages on disk every page (16 blocks) is written once it is full, and the rest of a sequence
 // when it ends or gives way. Blocks that memory has lost come back from there when that is cheaper
 // than computing them: the sequence waits, the others go on, until FinishLoads() says that every
@@ -50,9 +54,10 @@ struct SchedulerLimits {
 
 // What work takes, in seconds, as far as it was measured; 0: not yet.
 struct StepCosts {
-  double page_s = 0;    // a KV page is read back from disk; it is only when that is cheaper
-  double token_s = 0;   // a token of a prompt is computed
-  double decode_s = 0;  // a step that only decodes
+  double page_s = 0;        // a KV page is read back from disk; it is only when that is cheaper
+  double token_s = 0;       // a token of a prompt is computed
+  double decode_s = 0;      // a step that only decodes
+  double many_token_s = 0;  // a token of a prompt among many, which is less
 };
 
 // A page on disk from an earlier run.
@@ -67,7 +72,9 @@ class Scheduler {
   struct Step {
     Batch batch;
     std::vector<SequenceId> sequences;  // one for each of batch.logits
-    bool streams = false;               // reads pages from disk: see StreamFailed
+    // Of `sequences`, those without rows: what they sample from is another one's last row.
+    std::vector<SequenceId> twins;
+    bool streams = false;  // reads pages from disk: see StreamFailed
   };
   struct Finished {
     SequenceId id = 0;
@@ -125,8 +132,10 @@ class Scheduler {
 
  private:
   int RowsBesideDecode() const;
+  int RowsToEndPrompts(int decoding) const;
   Sequence* NextWaiting();
   void PopWaiting(const Sequence& s);
+  void TakeSlot(Sequence& s);
   void Enqueue(Sequence& s, bool front);
   bool Admit(Sequence& s, Batch& batch);
   // Part of a page on disk: blocks [begin, end) of a sequence. Holds a reference on the record.
@@ -154,6 +163,8 @@ class Scheduler {
   bool PreemptAnother(const Sequence& keep, Batch& batch);
   bool AnyInFlight() const;
   void AddRun(Sequence& s, int rows, bool decode, Step& step);
+  void AdmitTwins(const Sequence& of, Batch& batch,
+                  std::vector<std::pair<const Sequence*, Sequence*>>& twins);
   void PublishBlocks(Sequence& s);
   void ReleaseBlocks(Sequence& s);
   void Remove(Sequence& s);
@@ -184,6 +195,7 @@ class Scheduler {
   };
   std::vector<PendingWrite> writes_;  // filled by steps handed out; written with the next
   StepCosts costs_;
+  double stalls_;  // long steps that decoding sequences may still see, added up over them
   SequenceId next_id_ = 1;
   int64_t next_step_ = 1;
   int64_t admissions_ = 0;

@@ -71,7 +71,7 @@ async def level(url, streams, args):
 
     async def worker():
         for i in number:
-            body = {'prompt': prompt(i + 1000 * streams, args.prompt_tokens), 'max_tokens': args.n, 'temperature': 0, 'stream': True,
+            body = {'prompt': prompt(args.first + i + 1000 * streams, args.prompt_tokens), 'max_tokens': args.n, 'temperature': 0, 'stream': True,
                     'ignore_eos': True, 'stream_options': {'include_usage': True}, 'cache_prompt': False}
             results.append(await stream(url, body, Request()))
 
@@ -96,6 +96,8 @@ def main():
     parser.add_argument('-n', type=int, default=64)
     parser.add_argument('--prompt-tokens', type=int, default=32)
     parser.add_argument('--rounds', type=int, default=2)
+    parser.add_argument('--first', type=int, default=0, help='number of the first prompt: another one for each run, or a server '
+                        'that keeps prefixes has computed them before (cache_prompt is sent, but not every server knows it)')
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
     url = urllib.parse.urlsplit(args.url)

@@ -38,6 +38,7 @@ class KvCacheTest(harness.TestCase):
         self.assertEqual(first.out, plain.out)
         self.assertGreater(self.cached_tokens(first)[0], 600)  # several pages
         self.check_restored(self.complete(), plain)
+        self.assertGreater(self.cached_tokens(self.complete(n=1))[1], 600)  # ended by its first token
         longer = self.complete(prompt=WORDS + ' and then they came home')
         self.assertGreater(self.cached_tokens(longer)[1], 600)
 

@@ -66,12 +66,14 @@ class KvDiskFixture : public testing::Test {
           return;
         }
         Engine engine(*std::move(rank), o);
+        uint64_t seed = 0;
         for (const auto& [text, length] : text_and_length) {
           SequenceRequest request;
           for (int i = 0; i < length; ++i)
             request.tokens.push_back((i * 37 + text * 101 + i / 50 + 11) % vocab_);
           request.max_tokens = generate;
-          request.sampling.temperature = 0;
+          request.sampling.temperature = temperature_;
+          request.sampling.seed = ++seed;
           request.sampling.logprobs = 1;
           ASSERT_TRUE(engine.Submit(request).ok());
         }
@@ -98,6 +100,7 @@ class KvDiskFixture : public testing::Test {
   std::unique_ptr<Checkpoint> checkpoint_;
   ModelConfig config_;
   EngineOptions options_;
+  float temperature_ = 0;
   int vocab_ = 0;
 };
 

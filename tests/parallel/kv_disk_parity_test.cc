@@ -34,6 +34,29 @@ TEST_F(KvDiskParity, SequencesThatGaveWayComeBackFromDisk) {
   }
 }
 
+// The answers to one prompt share its blocks, the partly filled last one until they write to it.
+TEST_F(KvDiskParity, AnswersToOnePromptAreThoseOfSeparateRequests) {
+  temperature_ = 1;
+  const std::vector<std::pair<int, int>> work = {{1, 300}, {1, 300}, {2, 8}, {1, 300}, {2, 8}};
+  options_.sequences = 5;
+  for (const auto& [tp, pp] : {std::pair{1, 1}, std::pair{2, 1}, std::pair{1, 2}}) {
+    options_.kv_tokens = 0;
+    options_.kv_disk = {};
+    options_.prefix_cache = false;
+    const Answer separate = Do(tp, pp, work, 100);
+    EXPECT_NE(separate.tokens.at(1), separate.tokens.at(2));
+    options_.prefix_cache = true;
+    const Answer shared = Do(tp, pp, work, 100);
+    EXPECT_EQ(shared.stats.cached_tokens, 2 * 300 + 8) << "tp " << tp << " pp " << pp;
+    EXPECT_TRUE(SameText(separate, shared)) << "tp " << tp << " pp " << pp;
+    options_.kv_tokens = 600;  // too small for all as they grow
+    options_.kv_disk = {dir(), false, 256 << 20, nullptr};
+    const Answer tight = Do(tp, pp, work, 100);
+    EXPECT_GT(tight.stats.preempted, 0);
+    EXPECT_TRUE(SameText(separate, tight)) << "tp " << tp << " pp " << pp;
+  }
+}
+
 TEST_F(KvDiskParity, PromptsSurviveARestart) {
   for (const auto& [tp, pp] : {std::pair{1, 1}, std::pair{2, 1}, std::pair{1, 2}}) {
     options_.kv_disk = {};

@@ -79,6 +79,7 @@ class World {
     return !::testing::Test::HasFailure();
   }
   int64_t streamed() const { return streamed_; }
+  int64_t copied() const { return copied_; }
 
  private:
   struct Live {
@@ -86,6 +87,7 @@ class World {
     std::vector<uint64_t> contexts;  // [tokens] hash of everything up to and with that token
     size_t end = 0;                  // length at which it ends
     uint64_t salt = 0;
+    uint64_t seed = 0;  // of its draws
     size_t submitted = 0;
     bool cancelled = false;
     int losses = 0;  // of pages that it streams
@@ -114,8 +116,10 @@ class World {
     return l;
   }
 
-  // The text of a context goes on the same way however often it is computed.
-  static int32_t Draw(const Live& s) { return static_cast<int32_t>(s.contexts.back() % 5); }
+  // The text of a context goes on the same way however often it is computed for a seed.
+  static int32_t Draw(const Live& s) {
+    return static_cast<int32_t>((s.contexts.back() + s.seed) % 5);
+  }
   static void Append(Live& s, int32_t token) {
     s.contexts.push_back(Extend(s.contexts.empty() ? s.salt : s.contexts.back(), token));
     s.tokens.push_back(token);
@@ -135,7 +139,19 @@ class World {
     r.salt = {live.salt, 0};
     r.prompt_length = Pick(0, 3) == 0 ? Pick(1, length) : length;  // shorter: after a restart
     r.max_tokens = Pick(0, 60);
+    // The answers to one prompt go and end their own ways.
+    const int answers = Pick(0, 3) == 0 ? Pick(2, 5) : 1;
     for (int32_t t : r.tokens) Append(live, t);
+    for (int i = 1; i < answers; ++i) {
+      r.max_tokens = Pick(0, 60);
+      live.seed = static_cast<uint64_t>(Pick(0, 4));
+      Submit(r, live, most);
+    }
+    Submit(std::move(r), std::move(live), most);
+  }
+
+  void Submit(SequenceRequest r, Live live, int most) {
+    const auto length = static_cast<int>(r.tokens.size());
     live.end = static_cast<size_t>(std::min(r.prompt_length + r.max_tokens, most));
     live.submitted = live.tokens.size();
     live.born = step_;
@@ -258,10 +274,18 @@ class World {
   }
 
   void RunPage(const Batch::PageOp& op) {
+    if (op.kind == Batch::PageOp::Kind::kCopy) {
+      ASSERT_TRUE(op.blocks[0] >= 0 && op.blocks[0] < limits_.blocks);
+      ASSERT_TRUE(op.blocks[1] >= 0 && op.blocks[1] < limits_.blocks);
+      std::copy_n(&pool_[size_t(op.blocks[0]) * kKvBlockTokens], kKvBlockTokens,
+                  &pool_[size_t(op.blocks[1]) * kKvBlockTokens]);
+      ++copied_;
+      return;
+    }
     ASSERT_TRUE(op.record >= 0 && op.record < limits_.pages && op.count >= 1 &&
                 op.count <= kKvPageBlocks);
     Page& page = disk_[op.record];
-    if (op.write == 0) {
+    if (op.kind == Batch::PageOp::Kind::kLoad) {
       ASSERT_TRUE(Holds(page, op)) << "a page that is not there";
       loads_.push_back(op);
       for (int i = 0; i < op.count; ++i) {
@@ -381,6 +405,7 @@ class World {
   std::vector<int> unreadable_;   // records that steps in flight could not read
   std::set<SequenceId> garbage_;  // whose steps in flight are therefore of no use
   int64_t streamed_ = 0;          // pages read for steps
+  int64_t copied_ = 0;            // blocks that two sequences would have written to
   std::vector<Batch::PageOp> loads_;
   std::deque<Scheduler::Step> in_flight_;
   std::map<SequenceId, Live> live_;
@@ -389,13 +414,14 @@ class World {
 TEST(SchedulerProperty, RandomWorlds) {
   const char* asked = std::getenv("SHOAL_PROPERTY_STEPS");
   const int64_t steps = asked == nullptr ? kDefaultSteps : std::atoll(asked);
-  int64_t streamed = 0;
+  int64_t streamed = 0, copied = 0;
   for (int64_t done = 0, seed = 1; done < steps; done += kStepsOfAWorld, ++seed) {
     World world(static_cast<uint64_t>(seed));
     ASSERT_TRUE(world.Run(kStepsOfAWorld)) << "seed " << seed;
     streamed += world.streamed();
+    copied += world.copied();
   }
-  EXPECT_TRUE(streamed > 0 || steps < kDefaultSteps);
+  EXPECT_TRUE((streamed > 0 && copied > 0) || steps < kDefaultSteps);
 }
 
 // The same calls give the same steps.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "kernels/backend.h"
 
@@ -193,6 +194,60 @@ TEST(Scheduler, PipelineHasSeveralStepsInFlight) {
   EXPECT_TRUE(s.Next().has_value());
 }
 
+// What n > 1 asks for: the prompt is computed once, all its answers are drawn from its last row and
+// share its blocks, the last one partly filled; who writes to that one takes a copy.
+TEST(Scheduler, AnswersToOnePromptShareItsBlocks) {
+  SchedulerLimits limits = Limits();
+  Scheduler s(limits);
+  std::vector<SequenceId> ids;
+  for (int i = 0; i < 3; ++i) ids.push_back(*s.Submit(Request(20, 3, "a")));
+  ASSERT_TRUE(s.Submit(Request(20, 3, "b")).ok());  // of another client: on its own
+  const auto prompt = s.Next();
+  ASSERT_TRUE(prompt.has_value());
+  EXPECT_EQ(prompt->batch.rows(), 20 + 4) << "what is behind b's first block";
+  EXPECT_EQ(prompt->sequences.size(), 4u);
+  EXPECT_EQ(prompt->twins, (std::vector<SequenceId>{ids[1], ids[2]}));
+  for (size_t i = 0; i < prompt->sequences.size(); ++i) {
+    const int row = prompt->batch.logits[i].row;
+    EXPECT_EQ(row, s.Find(prompt->sequences[i])->request.client == "a" ? 19 : 23);
+  }
+  EXPECT_EQ(s.stats().blocks_in_use, 3);
+  s.Complete(*prompt, {1, 2, 3, 4});
+  const auto decode = s.Next();
+  ASSERT_TRUE(decode.has_value());
+  EXPECT_EQ(decode->batch.rows(), 4);
+  int copies = 0;
+  for (const Batch::PageOp& op : decode->batch.pages) {
+    copies += op.kind == Batch::PageOp::Kind::kCopy;
+  }
+  EXPECT_EQ(copies, 2) << "the last to write has it for itself";
+  std::set<int> tails;
+  for (const SequenceId id : ids) {
+    EXPECT_EQ(s.Find(id)->blocks[0], s.Find(ids[0])->blocks[0]);
+    tails.insert(s.Find(id)->blocks[1]);
+  }
+  EXPECT_EQ(tails.size(), 3u);
+  s.Complete(*decode, {5, 6, 7, 8});
+  EXPECT_TRUE(s.Next()->batch.pages.empty()) << "copied once";
+}
+
+TEST(Scheduler, AnAnswerThatSharesBlocksMayBeCancelledAtOnce) {
+  Scheduler s(Limits());
+  std::vector<SequenceId> ids;
+  for (int i = 0; i < 2; ++i) ids.push_back(*s.Submit(Request(20, 3)));
+  const auto prompt = s.Next();
+  ASSERT_EQ(prompt->twins.size(), 1u);
+  s.Cancel(ids[0]);
+  EXPECT_EQ(s.stats().running, 2) << "its step is in flight";
+  s.Complete(*prompt, {1, 2});
+  EXPECT_EQ(s.stats().running, 1);
+  const auto decode = s.Next();
+  EXPECT_TRUE(decode->batch.pages.empty()) << "nobody else has the block any more";
+  s.Cancel(ids[1]);
+  s.Complete(*decode, {3});
+  EXPECT_EQ(s.stats().blocks_in_use, 0);
+}
+
 // Rows of prompts in the next step.
 int PromptRows(Simulation& s) {
   const std::optional<Scheduler::Step> step = s.scheduler.Next();
@@ -226,6 +281,35 @@ TEST(Scheduler, PromptsBesideDecodeAreBoundedByTime) {
   EXPECT_EQ(rows_with(2, 100, costs), 320) << "of those that wait, as many as there are slots";
   EXPECT_EQ(rows_with(1, 15, costs), 511) << "what a batch holds";
   EXPECT_EQ(rows_with(15, 1, {.token_s = 1, .decode_s = 0.05}), 64) << "never less";
+}
+
+// What is left of the prompts may come at once, but for one token in 128 of a stream only.
+TEST(Scheduler, RareLongSteps) {
+  SchedulerLimits limits = Limits();
+  limits.rows = limits.rows_beside_decode = 512;
+  limits.slots = 16;
+  limits.context = 2048;
+  limits.blocks = 16 * 2048 / kKvBlockTokens;
+  Simulation s(limits);
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(s.scheduler.Submit(Request(1, 2000)).ok());
+  EXPECT_EQ(PromptRows(s), 0);
+  s.scheduler.SetCosts({.token_s = 0.001, .decode_s = 0.03});
+  int first = 0;
+  const auto comes = [&](int prompts, int length) {
+    for (int i = 0; i < prompts; ++i) {
+      ASSERT_TRUE(s.scheduler.Submit(Request(length, 1, "", first += 10000)).ok());
+    }
+  };
+  comes(2, 200);
+  EXPECT_EQ(PromptRows(s), 400) << "three streams wait for it once";
+  comes(2, 200);
+  EXPECT_EQ(PromptRows(s), 96) << "four times decoding";
+  while (PromptRows(s) > 0) {
+  }
+  for (int i = 0; i < 128; ++i) EXPECT_EQ(PromptRows(s), 0);
+  comes(1, 510);
+  EXPECT_EQ(PromptRows(s), 96) << "more than a batch holds";
+  EXPECT_EQ(PromptRows(s), 414) << "but the rest is not";
 }
 
 TEST(Scheduler, ReplayedTokensTakeTheDecodePath) {
