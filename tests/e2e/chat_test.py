@@ -162,6 +162,5 @@ def has_terminals():
 
 if __name__ == '__main__':
     if not has_terminals():
-        print('SKIPPED: this machine gives no pseudo terminals (in a bare root: mount -t devpts devpts /dev/pts)')
-        raise SystemExit(harness.SKIPPED)
+        raise SystemExit('this machine gives no pseudo terminals (in a bare root: mount -t devpts devpts /dev/pts)')
     harness.main()
