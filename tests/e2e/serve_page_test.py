@@ -3,6 +3,7 @@
 serve_page_test.py [--screenshots FOLDER]
 """
 import pathlib
+import signal
 import sys
 
 from selenium import webdriver
@@ -87,6 +88,32 @@ class PageTest(harness.TestCase):
         self.wait(self.finished, 'the stop')
         self.assertIn('stopped', self.find('.turn.assistant .meta').text)
         self.wait(lambda: self.server.status()['unfinished'] == 0, 'the server to notice')
+
+    ENDLESS = '''const real = window.fetch; window.fetch = (u, o) => {
+        if (o?.body) o.body = JSON.stringify({...JSON.parse(o.body), ignore_eos: true, max_tokens: 400});
+        return real(u, o); }'''
+
+    def test_an_engine_that_is_lost_is_told(self):
+        self.browser.execute_script(self.ENDLESS)
+        self.ask('Tell me a story.')
+        self.wait(lambda: self.find('.turn.running .body').text, 'the first words')
+        self.shot('streaming')
+        # One that hangs is noticed after some seconds: long enough to be seen.
+        for rank in self.server.ranks():
+            harness.kill(rank, signal.SIGSTOP)
+        self.wait(lambda: 'waiting for the next word' in self.find('.turn.assistant .meta').text, 'the page to say that it waits')
+        self.wait(lambda: 'The engine is' in self.find('.turn.assistant .meta').text or self.finished(), 'the restart', 30)
+        self.shot('restart')
+        self.wait(self.finished, 'the rest of the answer')
+        self.assertIn('400 tokens', self.find('.turn.assistant .meta').text)
+        self.assertFalse(self.all('.turn.running'))
+
+    def test_an_error_is_said(self):
+        self.ask('fish ' * 2000)
+        self.wait(lambda: self.all('.meta .error'), 'the error')
+        self.assertIn('context', self.find('.meta .error').text)
+        self.shot('error')
+        self.browser.get_log('browser')  # Chromium logs the refused request as severe
 
     def test_hostile_markdown_is_only_text(self):
         self.browser.execute_script('const b = addTurn("assistant", "").body; markdown(b, arguments[0]);', HOSTILE)
