@@ -1,6 +1,9 @@
 #include "launcher/exit_code.h"
 
+#include <unistd.h>
+
 #include <cstdio>
+#include <new>
 #include <string>
 
 #include "absl/strings/cord.h"
@@ -10,7 +13,16 @@
 namespace shoal {
 namespace {
 constexpr char kPayload[] = "shoal/exit_code";
+
+// Nothing here may allocate.
+void OutOfMemory() {
+  static constexpr char kMessage[] =
+      "shoal: out of memory: the system gives this process no more. Less is taken with a smaller "
+      "context (-c), KV cache (--kv-tokens) or batch (-b)\n";
+  if (write(STDERR_FILENO, kMessage, sizeof kMessage - 1) < 0) _exit(kExitNoMemory);
+  _exit(kExitNoMemory);
 }
+}  // namespace
 
 absl::Status WithExitCode(absl::Status status, int code) {
   if (!status.ok()) status.SetPayload(kPayload, absl::Cord(absl::StrCat(code)));
@@ -47,6 +59,8 @@ int ExitCodeOf(const absl::Status& status) {
 absl::Status UsageError(const std::string& message) {
   return WithExitCode(absl::InvalidArgumentError(message), kExitUsage);
 }
+
+void ExitWhenOutOfMemory() { std::set_new_handler(OutOfMemory); }
 
 int ReportError(const absl::Status& status) {
   if (status.ok()) return kExitOk;

@@ -26,6 +26,9 @@ absl::Status WithExitCode(absl::Status status, int code);
 int ExitCodeOf(const absl::Status& status);
 absl::Status UsageError(const std::string& message);
 
+// An allocation that the system refuses ends the process with kExitNoMemory and a line on stderr.
+void ExitWhenOutOfMemory();
+
 // "shoal: <message>" on stderr; returns the exit code.
 int ReportError(const absl::Status& status);
 

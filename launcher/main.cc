@@ -40,6 +40,7 @@ void RenameLlamaFlags(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   OpenStandardFiles();
+  shoal::ExitWhenOutOfMemory();
   RenameLlamaFlags(argc, argv);
   CLI::App app{"shoal runs one large language model across many small machines", "shoal"};
   app.require_subcommand(1);

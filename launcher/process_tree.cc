@@ -15,6 +15,7 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
+#include "launcher/exit_code.h"
 
 extern char** environ;
 
@@ -134,7 +135,8 @@ std::string DescribeWaitStatus(int status) {
   if (WIFSIGNALED(status)) {
     return absl::StrCat("signal ", WTERMSIG(status), " (", strsignal(WTERMSIG(status)), ")");
   }
-  return absl::StrCat("exit code ", WEXITSTATUS(status));
+  const int code = WEXITSTATUS(status);
+  return absl::StrCat("exit code ", code, code == kExitNoMemory ? " (out of memory)" : "");
 }
 
 }  // namespace shoal
