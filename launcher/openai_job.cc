@@ -285,9 +285,10 @@ std::string OpenAiJob::UsageJson() const {
   int64_t completion = 0;
   int64_t cached = 0;
   for (const auto& p : request_.prompts) prompt += static_cast<int64_t>(p.size());
-  for (const Choice& c : choices_) {
-    completion += c.completion_tokens;
-    cached += c.cached_tokens;
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    completion += choices_[i].completion_tokens;
+    // A prompt counts once, however many answers it has.
+    if (i % static_cast<size_t>(request_.n) == 0) cached += choices_[i].cached_tokens;
   }
   return absl::StrCat("{\"prompt_tokens\":", prompt, ",\"completion_tokens\":", completion,
                       ",\"total_tokens\":", prompt + completion,
