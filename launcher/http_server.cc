@@ -262,6 +262,7 @@ class HttpServer::Impl::Connection : public HttpExchange,
     }
     if (error) return Close();
     FillRequest();
+    if (const auto fault = FindFault()) return Refuse(fault->first, fault->second);
     answering_ = true;
     if (std::optional<HttpAnswer> answer = server_->handler.OnHeaders(request_)) {
       // The body stays unread, so the connection cannot be used again.
@@ -294,6 +295,25 @@ class HttpServer::Impl::Connection : public HttpExchange,
       request_.headers.emplace_back(absl::AsciiStrToLower(std::string(field.name_string())),
                                     std::string(field.value()));
     }
+  }
+
+  // What Beast lets pass, but this server would read in another way than a proxy before it might.
+  std::optional<std::pair<int, std::string>> FindFault() const {
+    int hosts = 0;
+    for (const auto& [name, value] : request_.headers) {
+      const std::string lower = absl::AsciiStrToLower(value);
+      hosts += name == "host" ? 1 : 0;
+      if (name == "transfer-encoding" && lower != "chunked") {
+        return {{501, "of transfer encodings this server knows chunked alone"}};
+      }
+      if (name == "content-encoding" && lower != "identity") {
+        return {{415, "bodies must come without a content encoding"}};
+      }
+    }
+    if (hosts > 1 || (hosts == 0 && !request_.http_1_0)) {
+      return {{400, absl::StrCat("malformed request: ", hosts, " Host headers, expected one")}};
+    }
+    return std::nullopt;
   }
 
   void ReadBody() {
@@ -341,9 +361,10 @@ class HttpServer::Impl::Connection : public HttpExchange,
   }
 
   // While a request is answered, a read tells when the client goes away. Bytes of a pipelined
-  // request are kept.
+  // request are kept; where there are some already the read might wait for ever, while they are a
+  // whole request.
   void Watch() {
-    if (closed_ || watching_ || buffer_.size() >= kReadAheadBytes) return;
+    if (closed_ || watching_ || buffer_.size() > 0) return;
     watching_ = true;
     stream_.async_read_some(buffer_.prepare(kWatchBytes),
                             [self = shared_from_this()](error_code error, size_t bytes) {

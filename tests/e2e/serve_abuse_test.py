@@ -50,6 +50,25 @@ class ServeAbuseTest(harness.TestCase):
                      b'POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n'):
             self.assertEqual(self.status_of(data), 400, data)
 
+    def test_requests_that_proxies_read_otherwise(self):
+        """Each would let a second request hide in the first, or be checked by one name and answered by another."""
+        body = b'{"prompt": "x", "max_tokens": 1}'
+        length = f'Content-Length: {len(body)}'
+        for status, headers in ((200, [length]), (400, [length, 'Transfer-Encoding: chunked']), (400, [length, 'Content-Length: 3']),
+                                (501, ['Transfer-Encoding: xchunked']), (501, ['Transfer-Encoding: gzip, chunked']),
+                                (400, [length, 'Host: evil.example']), (415, [length, 'Content-Encoding: gzip']),
+                                (400, [length, 'X-Space : y'])):
+            self.assertEqual(self.status_of(self.post_head(*headers) + body), status, headers)
+        no_host = self.post_head(length).replace(b'Host: localhost\r\n', b'')
+        self.assertEqual(self.status_of(no_host + body), 400)
+        self.assertEqual(self.status_of(no_host.replace(b'HTTP/1.1', b'HTTP/1.0') + body), 200)
+
+    def test_pipelined_requests_are_all_answered(self):
+        body = b'{"prompt": "x", "max_tokens": 2}'
+        last = self.post_head(f'Content-Length: {len(body)}') + body
+        answer = self.raw(last.replace(b'Connection: close\r\n', b'') * 5 + last)
+        self.assertEqual(answer.count(b'HTTP/1.1 200 OK'), 6)
+
     def test_headers_without_end(self):
         many = b''.join(b'x-%d: y\r\n' % i for i in range(200000))
         self.assertEqual(self.status_of(b'GET / HTTP/1.1\r\nHost: localhost\r\n' + many + b'\r\n'), 431)
