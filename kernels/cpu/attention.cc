@@ -16,6 +16,7 @@ constexpr int kPrefillRows = 128;    // most rows of a prefill item: they share 
 constexpr int kItemsPerThread = 4;   // fewer items than this are split: decode by runs
 constexpr int kLongRuns = 4;         // rows of as many runs are split if they are few
 constexpr int kMostDecodeHeads = 8;  // KV heads of a decode item
+constexpr int kMergeHeads = 8;       // query heads whose runs are merged together
 
 static_assert(kRunTokens == kRunBlocks * kKvBlockTokens);
 static_assert(kMaxGroup <= kStateQueries);
@@ -409,12 +410,12 @@ void AttentionEngine::Work(const Call& call, int thread) {
   }
   if (!call.split) return;
   pool_->Barrier();
-  const int64_t merges = int64_t{call.decode_count} * call.shape->q_heads;
+  const int64_t parts = DivUp(call.shape->q_heads, kMergeHeads);
   while (true) {
     const int64_t item = next_merge_.fetch_add(1, std::memory_order_relaxed);
-    if (item >= merges) break;
-    MergeRow(call, static_cast<int>(item / call.shape->q_heads),
-             static_cast<int>(item % call.shape->q_heads), scratch);
+    if (item >= call.decode_count * parts) break;
+    MergeRow(call, static_cast<int>(item / parts), static_cast<int>(item % parts) * kMergeHeads,
+             scratch);
   }
 }
 
@@ -581,18 +582,20 @@ void AttentionEngine::SplitItem(const Queries& queries, int run, int64_t unit, i
 
 void AttentionEngine::MergeRow(const Call& call, int row, int head, const Scratch& scratch) {
   const WorkUnit& work = call.decode[row];
+  const int heads = std::min(kMergeHeads, call.shape->q_heads - head);
   AttendArgs run = Arguments(call, scratch);
-  Clear(scratch.State(0), run.head_dim);
+  for (int i = 0; i < heads; ++i) Clear(scratch.State(i), run.head_dim);
   for (int64_t unit = work.unit_begin; unit < call.decode[row + 1].unit_begin; ++unit) {
     const Softmax partial = call.Partial(unit * call.shape->q_heads + head);
     run.acc = partial.acc;
     run.max = partial.max;
     run.sum = partial.sum;
-    MergeRun(run, 1, scratch, 0);
+    MergeRun(run, heads, scratch, 0);
   }
-  const int64_t batch_row = work.segment->row + work.row;
-  Finish(scratch.State(0), run.head_dim,
-         call.out + batch_row * call.out_stride + int64_t{head} * run.head_dim);
+  float* out = call.out + (work.segment->row + work.row) * call.out_stride;
+  for (int i = 0; i < heads; ++i) {
+    Finish(scratch.State(i), run.head_dim, out + int64_t{head + i} * run.head_dim);
+  }
 }
 
 }  // namespace shoal

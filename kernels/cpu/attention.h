@@ -56,6 +56,7 @@ class AttentionEngine {
   // `unit`. next_k: see AttendArgs.
   void SplitItem(const Queries& queries, int run, int64_t unit, int64_t next_k,
                  const Scratch& scratch);
+  // Merges the partials of a few heads of a decode row, from `head` on.
   void MergeRow(const Call& call, int row, int head, const Scratch& scratch);
 
   static AttendArgs Arguments(const Call& call, const Scratch& scratch);
