@@ -33,6 +33,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kTick{250};
 constexpr int kHangFactor = 20;
 constexpr milliseconds kGoodbye{1500};
+constexpr milliseconds kLastWords{50};
 constexpr size_t kReadBytes = 64 << 10;
 constexpr size_t kOutputTailBytes = 4096;
 
@@ -181,8 +182,7 @@ void Supervisor::Read(const std::shared_ptr<Life>& life) {
   life->socket.async_read_some(asio::buffer(life->buffer),
                                [this, life](error_code error, size_t bytes) {
                                  if (life != life_) return;
-                                 if (error)
-                                   return Fail("the engine closed its socket", std::nullopt);
+                                 if (error) return FailClosed();
                                  life->received.append(life->buffer.data(), bytes);
                                  if (ParseFrames(life) && life == life_) Read(life);
                                });
@@ -237,21 +237,26 @@ void Supervisor::Handle(const pb::FromEngine& message) {
 }
 
 void Supervisor::ReadOutput(const std::shared_ptr<Life>& life) {
-  life->output.async_read_some(
-      asio::buffer(life->output_buffer), [this, life](error_code error, size_t bytes) {
-        if (error || life != life_) return;
-        output_tail_.append(life->output_buffer.data(), bytes);
-        if (output_tail_.size() > kOutputTailBytes) {
-          output_tail_.erase(0, output_tail_.size() - kOutputTailBytes);
-        }
-        life->line.append(life->output_buffer.data(), bytes);
-        for (size_t end; (end = life->line.find('\n')) != std::string::npos;) {
-          LogInfo(absl::StrCat("engine: ", life->line.substr(0, end)));
-          life->line.erase(0, end + 1);
-        }
-        if (life->line.size() > kOutputTailBytes) life->line.clear();
-        ReadOutput(life);
-      });
+  life->output.async_read_some(asio::buffer(life->output_buffer),
+                               [this, life](error_code error, size_t bytes) {
+                                 if (error || life != life_) return;
+                                 TakeOutput(*life, bytes);
+                                 ReadOutput(life);
+                               });
+}
+
+// The first `bytes` of the buffer.
+void Supervisor::TakeOutput(Life& life, size_t bytes) {
+  output_tail_.append(life.output_buffer.data(), bytes);
+  if (output_tail_.size() > kOutputTailBytes) {
+    output_tail_.erase(0, output_tail_.size() - kOutputTailBytes);
+  }
+  life.line.append(life.output_buffer.data(), bytes);
+  for (size_t end; (end = life.line.find('\n')) != std::string::npos;) {
+    LogInfo(absl::StrCat("engine: ", life.line.substr(0, end)));
+    life.line.erase(0, end + 1);
+  }
+  if (life.line.size() > kOutputTailBytes) life.line.clear();
 }
 
 // The last words of an engine that just ended.
@@ -259,10 +264,12 @@ void Supervisor::DrainOutput() {
   if (life_ == nullptr || !life_->output.is_open()) return;
   error_code ignored;
   life_->output.native_non_blocking(true, ignored);
-  for (ssize_t n; (n = read(life_->output.native_handle(), life_->output_buffer.data(),
-                            life_->output_buffer.size())) > 0;) {
-    output_tail_.append(life_->output_buffer.data(), static_cast<size_t>(n));
-    if (output_tail_.size() > 2 * kOutputTailBytes) break;
+  size_t taken = 0;  // it may go on for ever
+  for (ssize_t n;
+       taken < kReadBytes && (n = read(life_->output.native_handle(), life_->output_buffer.data(),
+                                       life_->output_buffer.size())) > 0;) {
+    TakeOutput(*life_, static_cast<size_t>(n));
+    taken += static_cast<size_t>(n);
   }
 }
 
@@ -276,7 +283,7 @@ void Supervisor::Write(const std::shared_ptr<Life>& life) {
   asio::async_write(life->socket, asio::buffer(life->to_write.front()),
                     [this, life](error_code error, size_t) {
                       if (life != life_) return;
-                      if (error) return Fail("the engine closed its socket", std::nullopt);
+                      if (error) return FailClosed();
                       life->to_write.pop_front();
                       if (!life->to_write.empty()) Write(life);
                     });
@@ -313,6 +320,17 @@ void Supervisor::CheckHeartbeat() {
   if (milliseconds(heartbeat_.step_running_ms()) > limit) {
     Fail(absl::StrCat("a step hangs since ", heartbeat_.step_running_ms(), " ms"), std::nullopt);
   }
+}
+
+// Its socket is closed: how it ended says more, and is known in a moment if it is no MPI job.
+void Supervisor::FailClosed() {
+  const auto until = std::chrono::steady_clock::now() + kLastWords;
+  std::optional<int> status;
+  while (child_.pid > 0 && !(status = ReapChildren(child_.pid)).has_value() &&
+         std::chrono::steady_clock::now() < until) {
+    usleep(1000);
+  }
+  Fail("the engine closed its socket", status);
 }
 
 void Supervisor::Fail(const std::string& reason, std::optional<int> wait_status) {

@@ -60,7 +60,9 @@ class Supervisor : public EngineLink {
   void Write(const std::shared_ptr<Life>& life);
   bool ParseFrames(const std::shared_ptr<Life>& life);
   void Handle(const engine::v1::FromEngine& message);
+  void TakeOutput(Life& life, size_t bytes);
   void DrainOutput();
+  void FailClosed();
   void Tick();
   void CheckHeartbeat();
   void Fail(const std::string& reason, std::optional<int> wait_status);

@@ -129,6 +129,21 @@ class ServePipelineFaultTest(ServeFaultTest):
 
 
 class ServeFailureTest(harness.TestCase):
+    def test_memory_is_named_when_it_runs_out(self):
+        server = serve_harness.Server('--parallel', 2, env=FRUGAL)
+        self.addCleanup(server.kill)
+        expected = server.complete(PROMPTS[0], max_tokens=400, ignore_eos=True)
+        client = Client(server, PROMPTS[0])
+        harness.wait_until(lambda: client.events > 5, 60, 'tokens')
+        for rank in server.ranks():
+            exhaust_memory(rank)
+        client.join(60)
+        self.assertEqual((client.error, client.ended, client.text), (None, True, expected), server.log())
+        server.complete(PROMPTS[0], max_tokens=400)  # in case the rest needed no more memory
+        harness.wait_until(lambda: 'exit code 3 (out of memory)' in server.log(), 10, 'the reason in the log\n' + server.log())
+        self.assertIn('engine: shoal: out of memory', server.log())
+        self.assertNotIn('terminate', server.log())
+
     def test_engine_that_keeps_failing(self):
         """After some deaths in a row nobody waits any more: 503 at once, until an engine lives again."""
         server = serve_harness.Server('--parallel', 2)
