@@ -13,12 +13,14 @@
 #include "kernels/status_macros.h"
 #include "launcher/commands.h"
 #include "launcher/demo_model.h"
+#include "launcher/device.h"
 #include "launcher/exit_code.h"
 #include "launcher/flags.h"
 #include "launcher/machine_speed.h"
 #include "launcher/speed_probe.h"
 #include "nlohmann/json.hpp"
 #include "offload/memory_budget.h"
+#include "shard/device_forecast.h"
 #include "shard/device_store.h"
 #include "shard/placement.h"
 #include "shard/shard_file.h"
@@ -33,6 +35,7 @@ constexpr int64_t kGiB = int64_t{1} << 30;
 struct PlanFlags {
   ModelFlags model;
   std::string output = "text";
+  std::string gpu_speed;
   int ranks_per_host = 1;
   bool measure = false;
 };
@@ -43,11 +46,13 @@ struct RankForecast {
   RankMemory memory;  // with all weights in memory
   int64_t budget = 0;
   int64_t least = 0;
-  int64_t kv_token = 0;  // KV bytes of a token
-  Placement placement;
-  // With --vram: what is on the GPU; `placement` then says what would be without it.
+  int64_t kv_token = 0;     // KV bytes of a token
+  Placement placement;      // in the memory of a CPU
+  Placement with_one_more;  // with a GiB more
+  int64_t vram = 0;         // of its GPU; 0: it computes on the CPU
   std::optional<DevicePlacement> device;
-  Placement with_one_more;   // with a GiB more
+  DevicePlacement device_with_one_more;
+  DeviceWork device_work;
   Forecast forecast;         // at the start of a context
   double decode_full_s = 0;  // of a token at its end
   double decode_one_more_s = 0;
@@ -67,15 +72,18 @@ struct WholePlan {
   EngineOptions options;
   int page_records = 0;  // KV pages on disk, of each rank
   MeasuredSpeed speed;   // of a machine, all its ranks that work at the same time together
+  std::string device;    // as --device says
+  std::optional<MeasuredDevice> gpu;  // its speed, when it is known
   std::vector<RankForecast> ranks;
   Together together;
 };
 
 double Rate(double seconds, double tokens = 1) { return seconds > 0 ? tokens / seconds : 0; }
 
-absl::StatusOr<RankForecast> PlaceRank(const Checkpoint& checkpoint, const WholePlan& whole,
-                                       const RankPlan& plan, const Backend& backend,
-                                       int64_t budget) {
+// What a rank holds and needs.
+absl::StatusOr<RankForecast> MeasureRank(const Checkpoint& checkpoint, const WholePlan& whole,
+                                         const RankPlan& plan, const Backend& backend,
+                                         int64_t budget) {
   RankForecast r;
   r.plan = plan;
   r.budget = budget;
@@ -83,12 +91,17 @@ absl::StatusOr<RankForecast> PlaceRank(const Checkpoint& checkpoint, const Whole
       r.memory, Rank::MemoryNeeded(checkpoint, whole.config, whole.options, plan, backend));
   SHOAL_ASSIGN_OR_RETURN(r.layout, MakeWeightLayout(checkpoint, whole.config, plan));
   r.least = LeastWeightBytes(r.layout, whole.config, whole.options.rows);
-  const int64_t others = r.memory.kv + r.memory.workspace;
+  r.kv_token = std::max<int64_t>(1, Rank::KvTokenBytes(whole.config, whole.options, plan));
+  return r;
+}
+
+absl::Status PlaceRank(const WholePlan& whole, RankForecast& r) {
+  const int64_t budget = r.budget, others = r.memory.kv + r.memory.workspace;
   const absl::StatusOr<Placement> placement =
       PlaceWeights(r.layout, whole.config, budget - others, whole.options.rows);
   if (!placement.ok()) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        "rank ", plan.rank, " has ", FormatBytes(budget), " and needs ",
+        "rank ", r.plan.rank, " has ", FormatBytes(budget), " and needs ",
         FormatBytes(r.least + others), " at least: weights ", FormatBytes(r.least),
         " (streamed), KV cache ", FormatBytes(r.memory.kv), ", workspace ",
         FormatBytes(r.memory.workspace), "; try a smaller context (-c) or batch (-b)"));
@@ -96,29 +109,52 @@ absl::StatusOr<RankForecast> PlaceRank(const Checkpoint& checkpoint, const Whole
   r.placement = *placement;
   SHOAL_ASSIGN_OR_RETURN(r.with_one_more, PlaceWeights(r.layout, whole.config,
                                                        budget - others + kGiB, whole.options.rows));
-  r.kv_token = std::max<int64_t>(1, Rank::KvTokenBytes(whole.config, whole.options, plan));
   const int64_t staging = r.memory.kv - r.kv_token * whole.options.kv_tokens;
   const int64_t for_context = budget - r.memory.workspace - std::max<int64_t>(0, staging);
   r.context_max = std::max<int64_t>(0, (for_context - r.least) / r.kv_token);
   r.context_unstreamed = std::max<int64_t>(0, (for_context - r.layout.bytes) / r.kv_token);
-  return r;
+  return absl::OkStatus();
 }
 
 // What of a rank goes to its GPU. Its workspace there is about that of the CPU.
-absl::Status PlaceOnGpu(const WholePlan& whole, RankForecast& r) {
+absl::Status PlaceOnGpu(const Checkpoint& checkpoint, const WholePlan& whole, RankForecast& r) {
+  const int64_t staging = Rank::KvStagingBytes(whole.config, whole.options, r.plan);
+  r.memory.kv -= staging;  // in host memory
   const int64_t others = r.memory.kv + r.memory.workspace;
-  const int64_t vram = whole.options.device_memory;
   const int64_t least = LeastDeviceBytes(r.layout, whole.config, whole.options.rows);
-  if (vram - others < least) {
+  if (r.vram - others < least) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        "rank ", r.plan.rank, " has ", FormatBytes(vram), " of GPU memory (--vram) and needs ",
+        "rank ", r.plan.rank, " has ", FormatBytes(r.vram), " of GPU memory (--vram) and needs ",
         FormatBytes(least + others), " at least: weights ", FormatBytes(least),
         " (streamed), KV cache ", FormatBytes(r.memory.kv), ", workspace ",
         FormatBytes(r.memory.workspace), "; try a smaller context (-c) or batch (-b)"));
   }
-  SHOAL_ASSIGN_OR_RETURN(
-      r.device, PlaceOnDevice(r.layout, whole.config, vram - others, r.budget, whole.options.rows));
+  const auto place = [&](int64_t vram) {
+    return PlaceOnDevice(r.layout, whole.config, vram - others, r.budget - staging,
+                         whole.options.rows);
+  };
+  SHOAL_ASSIGN_OR_RETURN(r.device, place(r.vram));
+  SHOAL_ASSIGN_OR_RETURN(r.device_with_one_more, place(r.vram + kGiB));
+  r.least = least;
+  const int64_t for_context = r.vram - r.memory.workspace;
+  r.context_max = std::max<int64_t>(0, (for_context - least) / r.kv_token);
+  r.context_unstreamed = std::max<int64_t>(0, (for_context - r.layout.bytes) / r.kv_token);
+  double weights = 0, bytes = 0;
+  for (const TensorInfo& t : checkpoint.tensors()) {
+    double elements = 1;
+    for (const int64_t d : t.dims) elements *= static_cast<double>(d);
+    weights += elements;
+    bytes += static_cast<double>(t.bytes);
+  }
+  r.device_work = {bytes / std::max(1.0, weights), static_cast<double>(r.kv_token),
+                   4.0 * static_cast<double>(r.plan.q_heads.size()) * whole.config.head_dim *
+                       static_cast<double>(r.plan.layers.size())};
   return absl::OkStatus();
+}
+
+// Whether weights of the rank come from disk for each token.
+bool ReadsDisk(const RankForecast& r) {
+  return r.device.has_value() ? r.device->host.streams() : r.placement.streams();
 }
 
 void ForecastRank(const WholePlan& whole, const MachineSpeed& speed, double idle_s,
@@ -128,12 +164,21 @@ void ForecastRank(const WholePlan& whole, const MachineSpeed& speed, double idle
   work.idle_s_before = idle_s;
   const auto kv_token = static_cast<double>(r.kv_token);
   work.prefill_kv_bytes = kv_token * work.rows * work.rows / 2;  // the first chunk of a prompt
-  r.forecast = Predict(r.layout, whole.config, r.placement, speed, work);
-  r.decode_one_more_s = Predict(r.layout, whole.config, r.with_one_more, speed, work).decode_s;
+  const auto predict = [&](const Placement& on_cpu, const DevicePlacement* on_gpu) {
+    if (on_gpu == nullptr) return Predict(r.layout, whole.config, on_cpu, speed, work);
+    if (!whole.gpu.has_value()) return Forecast{};  // nothing is known
+    return PredictOnDevice(r.layout, whole.config, *on_gpu, whole.gpu->speed, r.device_work,
+                           speed.read_bytes_per_s, work);
+  };
+  const DevicePlacement* const device = r.device.has_value() ? &*r.device : nullptr;
+  r.forecast = predict(r.placement, device);
+  r.decode_one_more_s =
+      predict(r.with_one_more, device != nullptr ? &r.device_with_one_more : nullptr).decode_s;
   work.kv_bytes = kv_token * whole.options.context;
-  r.decode_full_s = Predict(r.layout, whole.config, r.placement, speed, work).decode_s;
+  r.decode_full_s = predict(r.placement, device).decode_s;
   const int on_disk = whole.options.context - whole.options.kv_tokens;
-  if (on_disk > 0 && StreamsKv(whole.options, whole.page_records) && speed.read_bytes_per_s > 0) {
+  if (r.decode_full_s > 0 && on_disk > 0 && StreamsKv(whole.options, whole.page_records) &&
+      speed.read_bytes_per_s > 0) {
     r.decode_full_s += kv_token * on_disk / speed.read_bytes_per_s;
   }
 }
@@ -184,8 +229,7 @@ absl::Status MeasureFor(const Checkpoint& checkpoint, const PlanFlags& f, int to
   question.cpu = whole.options.cpu;
   question.cpu.threads *= together;
   SHOAL_ASSIGN_OR_RETURN(whole.speed, MeasureSpeed(question, f.measure));
-  const bool streams = std::any_of(whole.ranks.begin(), whole.ranks.end(),
-                                   [](const RankForecast& r) { return r.placement.streams(); });
+  const bool streams = std::any_of(whole.ranks.begin(), whole.ranks.end(), ReadsDisk);
   if (!streams || IsDirectory(whole.path)) return absl::OkStatus();
   // From a GGUF the cores that multiply also pack, again for each token.
   MachineSpeed& speed = whole.speed.speed;
@@ -193,6 +237,37 @@ absl::Status MeasureFor(const Checkpoint& checkpoint, const PlanFlags& f, int to
                          MeasurePacking(checkpoint, whole.ranks[0].layout, question.cpu.threads));
   if (packing > 0) speed.read_bytes_per_s = packing;
   speed.read_slowdown = speed.decode_slowdown = speed.prefill_slowdown = 2;
+  return absl::OkStatus();
+}
+
+// Gives each rank that --device, -ngl or --vram puts on a GPU its memory, and finds out how fast
+// such a GPU is. On a machine without one --vram and --gpu-speed say what it would be.
+absl::Status FindGpus(const PlanFlags& f, int ranks_per_host, WholePlan& whole) {
+  const int64_t given = whole.options.device_memory;
+  const absl::StatusOr<DeviceChoice> here = ChooseDevice("cuda", 0);
+  bool any = false;
+  for (RankForecast& r : whole.ranks) {
+    const int local = r.plan.rank % ranks_per_host;
+    if (!WantsGpu(whole.device, local, here.ok() || given > 0)) continue;
+    any = true;
+    r.vram = given;
+    if (given == 0 && !here.ok()) {
+      return UsageError(
+          absl::StrCat(here.status().message(),
+                       "; --vram 24G plans for GPUs of that size, --gpu-speed for their speed"));
+    }
+    if (given > 0) continue;
+    SHOAL_ASSIGN_OR_RETURN(r.vram, FreeGpuShare(whole.device, local, ranks_per_host));
+  }
+  if (!any) return absl::OkStatus();
+  if (!f.gpu_speed.empty()) {
+    SHOAL_ASSIGN_OR_RETURN(const DeviceSpeed speed, ParseGpuSpeed(f.gpu_speed));
+    whole.gpu = MeasuredDevice{speed, ""};
+  } else if (here.ok()) {
+    SHOAL_ASSIGN_OR_RETURN(const std::string name, GpuName(here->gpu));
+    SHOAL_ASSIGN_OR_RETURN(whole.gpu,
+                           MeasureDevice(name, f.measure, [&] { return MeasureGpu(here->gpu); }));
+  }
   return absl::OkStatus();
 }
 
@@ -205,34 +280,48 @@ absl::StatusOr<WholePlan> MakePlan(const PlanFlags& f) {
   }
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, OpenCheckpoint(whole.path));
   SHOAL_ASSIGN_OR_RETURN(whole.config, ReadModelConfig(*checkpoint));
+  if (f.ranks_per_host < 1) return UsageError("--ranks-per-host is at least 1");
+  whole.device = f.model.device;
+  int ranks_per_host = f.ranks_per_host;
+  if (f.model.gpu_layers >= 0) {
+    whole.device = KeepOnGpu(f.model.gpu_layers, whole.config.layers, whole.options.shard);
+    ranks_per_host = std::max(ranks_per_host, whole.options.shard.pp);
+  }
+  SHOAL_RETURN_IF_ERROR(CheckDeviceFlag(whole.device));
   absl::StatusOr<EngineOptions> resolved = ResolveOptions(whole.config, whole.options);
   if (!resolved.ok()) return WithExitCode(resolved.status(), kExitUsage);
   whole.options = *std::move(resolved);
   const auto plan = MakeShardPlan(whole.config, *checkpoint, whole.options.shard);
   if (!plan.ok()) return WithExitCode(plan.status(), kExitUsage);
-  if (f.ranks_per_host < 1) return UsageError("--ranks-per-host is at least 1");
   // Before anything is measured: that takes memory too.
   SHOAL_ASSIGN_OR_RETURN(const int64_t budget,
-                         RankMemoryLimit(f.model.ram, f.ranks_per_host, f.ranks_per_host,
+                         RankMemoryLimit(f.model.ram, ranks_per_host, ranks_per_host,
                                          /*hypothetical=*/true));
   if (whole.options.cpu.threads == 0) {
     const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    whole.options.cpu.threads = std::max(1, cores / f.ranks_per_host);
+    whole.options.cpu.threads = std::max(1, cores / ranks_per_host);
   }
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeCpuBackend(whole.options.cpu));
   for (const RankPlan& rank : plan->ranks) {
-    SHOAL_ASSIGN_OR_RETURN(RankForecast r, PlaceRank(*checkpoint, whole, rank, *backend, budget));
-    if (whole.options.device_memory > 0) SHOAL_RETURN_IF_ERROR(PlaceOnGpu(whole, r));
+    SHOAL_ASSIGN_OR_RETURN(RankForecast r, MeasureRank(*checkpoint, whole, rank, *backend, budget));
+    // Unequal stages of one process have unequal parts of its memory.
+    if (f.model.gpu_layers >= 0 && plan->pp > 1) {
+      r.budget = budget * plan->pp / whole.config.layers * rank.layers.size();
+    }
     whole.ranks.push_back(std::move(r));
   }
+  SHOAL_RETURN_IF_ERROR(FindGpus(f, ranks_per_host, whole));
+  for (RankForecast& r : whole.ranks) {
+    SHOAL_RETURN_IF_ERROR(r.vram > 0 ? PlaceOnGpu(*checkpoint, whole, r) : PlaceRank(whole, r));
+  }
   whole.page_records = KvPageRecords(whole.config, whole.options, *plan);
-  const int together = std::min(plan->tp, f.ranks_per_host);
+  const int together = std::min(plan->tp, ranks_per_host);
   SHOAL_RETURN_IF_ERROR(MeasureFor(*checkpoint, f, together, whole));
   const MachineSpeed speed = ShareOf(whole.speed.speed, together);
   for (RankForecast& r : whole.ranks) ForecastRank(whole, speed, 0, r);
   whole.together = AllTogether(whole.ranks);
   // A stage with a disk of its own reads on while it waits for the others.
-  if (plan->pp > 1 && f.ranks_per_host <= plan->tp) {
+  if (plan->pp > 1 && ranks_per_host <= plan->tp) {
     for (RankForecast& r : whole.ranks) {
       ForecastRank(whole, speed, whole.together.decode - r.forecast.decode_s, r);
     }
@@ -252,6 +341,62 @@ int64_t TokensOnDisk(const WholePlan& w) {
   return int64_t{w.page_records} * kKvPageBlocks * kKvBlockTokens;
 }
 
+// Where the weights of a rank are.
+void PrintPlaces(const WholePlan& w, const RankForecast& r) {
+  fmt::print("rank {}: layers {}-{}, ", r.plan.rank, r.plan.layers.begin, r.plan.layers.end - 1);
+  if (r.device.has_value()) {
+    const DevicePlacement& d = *r.device;
+    const int64_t stays = StaysOnGpu(d);
+    fmt::print("on a GPU with {} for it\n  weights    {:8.3f} GB of {:.3f} stay there",
+               FormatBytes(r.vram), Gb(stays), Gb(r.layout.bytes));
+    if (d.streams) fmt::print(", {:.3f} GB for streaming", Gb(d.device_bytes - stays));
+    fmt::print("\n  over the link {:5.3f} GB for each token, {:.3f} GB of it from disk\n",
+               Gb(d.device.bytes_per_token()), Gb(d.host.bytes_per_token()));
+  } else {
+    const Placement& p = r.placement;
+    fmt::print("{} for it\n  weights    {:8.3f} GB of {:.3f} in memory", FormatBytes(r.budget),
+               Gb(p.resident_bytes), Gb(p.total_bytes));
+    if (p.streams()) {
+      fmt::print(", {:.3f} GB for streaming", Gb(p.held_bytes - p.resident_bytes));
+    }
+    fmt::print("\n  from disk  {:8.3f} GB for each token\n", Gb(p.bytes_per_token()));
+  }
+  fmt::print("  KV cache   {:8.3f} GB for {} tokens\n  workspace  {:8.3f} GB\n", Gb(r.memory.kv),
+             w.options.kv_tokens, Gb(r.memory.workspace));
+}
+
+void PrintRank(const WholePlan& w, const RankForecast& r) {
+  PrintPlaces(w, r);
+  if (r.device.has_value() && !w.gpu.has_value()) {
+    fmt::print("  how fast is not known: there is no GPU here; say it with --gpu-speed\n");
+  } else {
+    fmt::print(
+        "  decode {:.2f} tokens/s ({} {:.0f} ms, computing {:.0f} ms: bound by {}), {:.2f} at "
+        "the end of the context; prefill {:.1f}\n",
+        Rate(r.forecast.decode_s), r.device.has_value() ? "sending" : "reading",
+        r.forecast.stream_s * 1e3, r.forecast.compute_s * 1e3, r.forecast.bound,
+        Rate(r.decode_full_s), Rate(r.forecast.prefill_s, w.options.rows));
+  }
+  fmt::print("  context: up to {} tokens in {}", std::min<int64_t>(r.context_max, w.config.context),
+             r.device.has_value() ? "the GPU's memory" : "memory");
+  if (r.context_unstreamed < r.context_max && r.context_unstreamed < w.config.context) {
+    fmt::print(", {} of them without streaming", r.context_unstreamed);
+  }
+  fmt::print("\n");
+  if (w.options.kv_disk.bytes > 0) {
+    fmt::print("  KV pages on disk: {} tokens in {:.3f} GB{}\n", TokensOnDisk(w),
+               Gb(TokensOnDisk(w) * r.kv_token),
+               StreamsKv(w.options, w.page_records)
+                   ? "; a context that memory does not hold is read from there for each token"
+                   : "");
+  }
+}
+
+bool SpeedIsKnown(const WholePlan& w) {
+  return w.gpu.has_value() || std::none_of(w.ranks.begin(), w.ranks.end(),
+                                           [](const auto& r) { return r.device.has_value(); });
+}
+
 void PrintText(const WholePlan& w) {
   fmt::print("{}: {}, {} ranks\n", w.path,
              w.config.name.empty() ? w.config.architecture : w.config.name, w.ranks.size());
@@ -260,46 +405,15 @@ void PrintText(const WholePlan& w) {
       "row\n",
       w.speed.date, w.speed.speed.read_bytes_per_s / 1e9, w.speed.speed.decode_bytes_per_s / 1e9,
       w.speed.speed.prefill_bytes_per_s / 1e9);
-  for (const RankForecast& r : w.ranks) {
-    const Placement& p = r.placement;
-    fmt::print("rank {}: layers {}-{}, {} for it\n", r.plan.rank, r.plan.layers.begin,
-               r.plan.layers.end - 1, FormatBytes(r.budget));
-    fmt::print("  weights    {:8.3f} GB of {:.3f} in memory", Gb(p.resident_bytes),
-               Gb(p.total_bytes));
-    if (p.streams()) {
-      fmt::print(", {:.3f} GB for streaming", Gb(p.held_bytes - p.resident_bytes));
-    }
-    fmt::print("\n  KV cache   {:8.3f} GB for {} tokens\n  workspace  {:8.3f} GB\n",
-               Gb(r.memory.kv), w.options.kv_tokens, Gb(r.memory.workspace));
-    fmt::print("  from disk  {:8.3f} GB for each token\n", Gb(p.bytes_per_token()));
+  if (w.gpu.has_value()) {
     fmt::print(
-        "  decode {:.2f} tokens/s (reading {:.0f} ms, computing {:.0f} ms: bound by {}), {:.2f} at "
-        "the end of the context; prefill {:.1f}\n",
-        Rate(r.forecast.decode_s), r.forecast.stream_s * 1e3, r.forecast.compute_s * 1e3,
-        r.forecast.bound, Rate(r.decode_full_s), Rate(r.forecast.prefill_s, w.options.rows));
-    fmt::print("  context: up to {} tokens in memory",
-               std::min<int64_t>(r.context_max, w.config.context));
-    if (r.context_unstreamed < r.context_max && r.context_unstreamed < w.config.context) {
-      fmt::print(", {} of them without streaming", r.context_unstreamed);
-    }
-    fmt::print("\n");
-    if (w.options.kv_disk.bytes > 0) {
-      fmt::print("  KV pages on disk: {} tokens in {:.3f} GB{}\n", TokensOnDisk(w),
-                 Gb(TokensOnDisk(w) * r.kv_token),
-                 StreamsKv(w.options, w.page_records)
-                     ? "; a context that memory does not hold is read from there for each token"
-                     : "");
-    }
-    if (r.device.has_value()) {
-      const DevicePlacement& d = *r.device;
-      fmt::print(
-          "  with a GPU of {}: {:.3f} GB of weights stay there, {:.3f} GB come from memory and "
-          "{:.3f} GB from disk for each token\n",
-          FormatBytes(w.options.device_memory), Gb(StaysOnGpu(d)), Gb(d.device.bytes_per_token()),
-          Gb(d.host.bytes_per_token()));
-    }
+        "GPU, {}: memory {:.0f} GB/s, f16 products {:.0f} TFLOP/s, from host memory {:.1f} GB/s\n",
+        w.gpu->date.empty() ? "as given" : absl::StrCat("measured ", w.gpu->date),
+        w.gpu->speed.read_bytes_per_s / 1e9, w.gpu->speed.operations_per_s / 1e12,
+        w.gpu->speed.link_bytes_per_s / 1e9);
   }
-  if (w.options.device_memory > 0) fmt::print("no speed of a GPU was measured: CPU alone:\n");
+  for (const RankForecast& r : w.ranks) PrintRank(w, r);
+  if (!SpeedIsKnown(w)) return;
   const Together& t = w.together;
   fmt::print("together: decode {:.2f} tokens/s, prefill {:.1f} tokens/s\n", Rate(t.decode),
              Rate(t.prefill, w.options.rows));
@@ -308,7 +422,7 @@ void PrintText(const WholePlan& w) {
   } else {
     fmt::print("more memory would not make it faster\n");
   }
-  if (w.ranks[0].placement.streams() && !IsDirectory(w.path)) {
+  if (ReadsDisk(w.ranks[0]) && !IsDirectory(w.path)) {
     fmt::print(
         "hint: streamed from a GGUF every part is packed anew for each token; faster: shoal shard "
         "-m {} -o DIR\n",
@@ -341,7 +455,12 @@ void PrintJson(const WholePlan& w) {
                      {"context_max_unstreamed", r.context_unstreamed}});
     if (w.options.kv_disk.bytes > 0) ranks.back()["kv_disk_tokens"] = TokensOnDisk(w);
     if (r.device.has_value()) {
-      ranks.back()["gpu"] = {{"vram_bytes", w.options.device_memory},
+      for (const char* key : {"weight_bytes", "resident_bytes", "streaming_buffer_bytes"}) {
+        ranks.back().erase(key);  // of a CPU
+      }
+      ranks.back()["weight_bytes"] = r.layout.bytes;
+      ranks.back()["disk_bytes_per_token"] = r.device->host.bytes_per_token();
+      ranks.back()["gpu"] = {{"vram_bytes", r.vram},
                              {"resident_bytes", StaysOnGpu(*r.device)},
                              {"memory_bytes_per_token", r.device->device.bytes_per_token()},
                              {"disk_bytes_per_token", r.device->host.bytes_per_token()}};
@@ -349,18 +468,24 @@ void PrintJson(const WholePlan& w) {
   }
   const MachineSpeed& speed = w.speed.speed;
   const Together& t = w.together;
-  const Json json = {{"model", w.path},
-                     {"measured", w.speed.date},
-                     {"disk_bytes_per_s", speed.read_bytes_per_s},
-                     {"decode_bytes_per_s", speed.decode_bytes_per_s},
-                     {"prefill_bytes_per_s", speed.prefill_bytes_per_s},
-                     {"kv_bytes_per_s", speed.kv_bytes_per_s},
-                     {"prefill_kv_bytes_per_s", speed.prefill_kv_bytes_per_s},
-                     {"decode_tokens_per_s", Rate(t.decode)},
-                     {"decode_tokens_per_s_full_context", Rate(t.decode_full)},
-                     {"prefill_tokens_per_s", Rate(t.prefill, w.options.rows)},
-                     {"decode_tokens_per_s_with_one_more_gib", Rate(t.decode_one_more)},
-                     {"ranks", std::move(ranks)}};
+  Json json = {{"model", w.path},
+               {"measured", w.speed.date},
+               {"disk_bytes_per_s", speed.read_bytes_per_s},
+               {"decode_bytes_per_s", speed.decode_bytes_per_s},
+               {"prefill_bytes_per_s", speed.prefill_bytes_per_s},
+               {"kv_bytes_per_s", speed.kv_bytes_per_s},
+               {"prefill_kv_bytes_per_s", speed.prefill_kv_bytes_per_s},
+               {"decode_tokens_per_s", Rate(t.decode)},
+               {"decode_tokens_per_s_full_context", Rate(t.decode_full)},
+               {"prefill_tokens_per_s", Rate(t.prefill, w.options.rows)},
+               {"decode_tokens_per_s_with_one_more_gib", Rate(t.decode_one_more)},
+               {"ranks", std::move(ranks)}};
+  if (w.gpu.has_value()) {
+    json["gpu"] = {{"measured", w.gpu->date},
+                   {"read_bytes_per_s", w.gpu->speed.read_bytes_per_s},
+                   {"operations_per_s", w.gpu->speed.operations_per_s},
+                   {"link_bytes_per_s", w.gpu->speed.link_bytes_per_s}};
+  }
   std::puts(json.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
 }
 
@@ -377,6 +502,10 @@ void AddPlanCommand(CLI::App& app, CommandLine& line) {
   plan->add_option(
       "--ranks-per-host", flags->ranks_per_host,
       "ranks that share a machine like this one, its memory and its disk (default: 1)");
+  plan->add_option("--gpu-speed", flags->gpu_speed,
+                   "speed of the GPUs to plan for, such as 1008,165,25: GB/s of their memory, "
+                   "TFLOP/s of f16 products, GB/s from host memory to them (default: as measured "
+                   "here)");
   plan->add_flag("--measure", flags->measure, "measure this machine again");
   plan->callback([flags, &line] {
     const absl::StatusOr<WholePlan> whole = MakePlan(*flags);

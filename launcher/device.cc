@@ -9,6 +9,7 @@
 #include "launcher/exit_code.h"
 #ifdef SHOAL_CUDA
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/kernel_bench.h"
 #include "kernels/cuda/probe.h"
 #endif
 
@@ -41,6 +42,14 @@ constexpr bool HasCuda() {
   return true;
 #else
   return false;
+#endif
+}
+
+absl::StatusOr<int64_t> FreeGpuBytes([[maybe_unused]] int gpu) {
+#ifdef SHOAL_CUDA
+  return cuda::FreeBytesOf(gpu);
+#else
+  return absl::UnavailableError("this shoal was built without CUDA");
 #endif
 }
 
@@ -101,12 +110,63 @@ absl::StatusOr<DeviceChoice> ChooseDevice(const std::string& flag, int local_ran
   return choice;
 }
 
-absl::StatusOr<int64_t> FreeGpuBytes([[maybe_unused]] int gpu) {
+std::string KeepOnGpu(int gpu_layers, int layers, ShardRequest& shard) {
+  if (gpu_layers == 0) return "cpu";
+  if (gpu_layers >= layers) return "cuda";
+  shard.pp = 2;
+  shard.stage_layers = {layers - gpu_layers, gpu_layers};
+  return "cpu,cuda";
+}
+
+bool WantsGpu(const std::string& flag, int local_rank, bool auto_finds_one) {
+  const std::vector<std::string> list = absl::StrSplit(flag, ',');
+  const std::string& name = list[local_rank % list.size()];
+  return name == "auto" ? auto_finds_one : name != "cpu";
+}
+
+absl::StatusOr<DeviceSpeed> ParseGpuSpeed(const std::string& text) {
+  const std::vector<std::string> parts = absl::StrSplit(text, ',');
+  double values[3] = {};
+  bool good = parts.size() == 3;
+  for (size_t i = 0; good && i < 3; ++i) {
+    good = absl::SimpleAtod(parts[i], &values[i]) && values[i] > 0 && values[i] < 1e9;
+  }
+  if (!good) {
+    return UsageError(absl::StrCat("--gpu-speed ", text,
+                                   ": give three numbers such as 1008,165,25: GB/s of the GPU's "
+                                   "memory, its TFLOP/s in f16, GB/s from host memory to it"));
+  }
+  return DeviceSpeed{values[0] * 1e9, values[1] * 1e12, values[2] * 1e9};
+}
+
+absl::StatusOr<std::string> GpuName([[maybe_unused]] int gpu) {
 #ifdef SHOAL_CUDA
-  return cuda::FreeBytesOf(gpu);
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<cuda::GpuInfo> gpus, cuda::ListGpus());
+  if (gpu >= 0 && gpu < static_cast<int>(gpus.size())) return gpus[gpu].name;
+#endif
+  return absl::UnavailableError("there is no such GPU");
+}
+
+absl::StatusOr<DeviceSpeed> MeasureGpu([[maybe_unused]] int gpu) {
+#ifdef SHOAL_CUDA
+  SHOAL_ASSIGN_OR_RETURN(const cuda::ChipLimits limits, cuda::MeasureChip(gpu));
+  return DeviceSpeed{limits.read_gbps * 1e9, limits.matrix_tflops() * 1e12,
+                     limits.pinned_gbps * 1e9};
 #else
   return absl::UnavailableError("this shoal was built without CUDA");
 #endif
+}
+
+absl::StatusOr<int64_t> FreeGpuShare(const std::string& flag, int local_rank, int local_size) {
+  SHOAL_ASSIGN_OR_RETURN(const DeviceChoice mine, ChooseDevice(flag, local_rank));
+  if (mine.gpu < 0) return int64_t{0};
+  int sharing = 0;
+  for (int r = 0; r < local_size; ++r) {
+    SHOAL_ASSIGN_OR_RETURN(const DeviceChoice choice, ChooseDevice(flag, r));
+    sharing += choice.gpu == mine.gpu ? 1 : 0;
+  }
+  SHOAL_ASSIGN_OR_RETURN(const int64_t free, FreeGpuBytes(mine.gpu));
+  return free / sharing;
 }
 
 }  // namespace shoal

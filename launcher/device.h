@@ -10,6 +10,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "shard/device_forecast.h"
+#include "shard/shard_plan.h"
 
 namespace shoal {
 
@@ -30,7 +32,21 @@ absl::Status CheckDeviceFlag(const std::string& flag);
 // and cannot be had.
 absl::StatusOr<DeviceChoice> ChooseDevice(const std::string& flag, int local_rank);
 
-// Bytes that are free on a GPU now.
-absl::StatusOr<int64_t> FreeGpuBytes(int gpu);
+// -ngl: two stages of one process, the last `gpu_layers` of `layers` layers on a GPU. Returns the
+// --device that says so.
+std::string KeepOnGpu(int gpu_layers, int layers, ShardRequest& shard);
+
+// Whether the rank computes on a GPU, on a machine where auto finds one or not.
+bool WantsGpu(const std::string& flag, int local_rank, bool auto_finds_one);
+
+// A rank's part of what is free on its GPU now: those of the host that use the same one share it. 0
+// on the CPU.
+absl::StatusOr<int64_t> FreeGpuShare(const std::string& flag, int local_rank, int local_size);
+absl::StatusOr<std::string> GpuName(int gpu);
+// A second.
+absl::StatusOr<DeviceSpeed> MeasureGpu(int gpu);
+// "1008,165,25": GB/s of its memory, TFLOP/s of f16 products, GB/s from host memory to it.
+// kInvalidArgument (usage) for anything else.
+absl::StatusOr<DeviceSpeed> ParseGpuSpeed(const std::string& text);
 
 }  // namespace shoal

@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <memory>
 #include <vector>
 
@@ -181,6 +180,22 @@ absl::StatusOr<MeasuredSpeed> MeasureSpeed(const SpeedQuestion& q, bool again) {
   cache.Save();
   measured.date = cache.oldest();
   return measured;
+}
+
+absl::StatusOr<MeasuredDevice> MeasureDevice(
+    const std::string& name, bool again,
+    const std::function<absl::StatusOr<DeviceSpeed>()>& measure) {
+  SpeedCache cache(again);
+  SHOAL_ASSIGN_OR_RETURN(
+      const std::vector<double> rates,
+      cache.Get(
+          absl::StrCat("gpu ", name, ", ", ThisMachine()), {"read", "products", "link"},
+          [&]() -> absl::StatusOr<std::vector<double>> {
+            SHOAL_ASSIGN_OR_RETURN(const DeviceSpeed s, measure());
+            return std::vector<double>{s.read_bytes_per_s, s.operations_per_s, s.link_bytes_per_s};
+          }));
+  cache.Save();
+  return MeasuredDevice{{rates[0], rates[1], rates[2]}, cache.oldest()};
 }
 
 }  // namespace shoal

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "kernels/dtype.h"
+#include "shard/device_forecast.h"
 #include "shard/forecast.h"
 
 namespace shoal {
@@ -29,5 +31,14 @@ struct MeasuredSpeed {
 // (not from longer than a month ago, and not when asked to measure `again`), and measures the rest:
 // a few seconds. A cache that cannot be read or written is no error.
 absl::StatusOr<MeasuredSpeed> MeasureSpeed(const SpeedQuestion& question, bool again);
+
+// The same of a GPU, called `name`, that `measure` measures.
+struct MeasuredDevice {
+  DeviceSpeed speed;
+  std::string date;
+};
+absl::StatusOr<MeasuredDevice> MeasureDevice(
+    const std::string& name, bool again,
+    const std::function<absl::StatusOr<DeviceSpeed>()>& measure);
 
 }  // namespace shoal

@@ -134,18 +134,6 @@ struct Loaded {
   bool sharded = false;  // the model is a folder that `shoal shard` wrote
 };
 
-// -ngl: two stages of this process, the last `layers` layers on a GPU.
-void KeepOnGpu(int layers, Loaded& l) {
-  const int all = l.config.layers;
-  if (layers == 0 || layers >= all) {
-    l.device = layers == 0 ? "cpu" : "cuda";
-    return;
-  }
-  l.device = "cpu,cuda";
-  l.options.shard.pp = 2;
-  l.options.shard.stage_layers = {all - layers, layers};
-}
-
 absl::StatusOr<Loaded> LoadMetadata(const ModelFlags& flags, const SessionOptions& session) {
   Loaded l;
   l.ram = flags.ram;
@@ -165,7 +153,9 @@ absl::StatusOr<Loaded> LoadMetadata(const ModelFlags& flags, const SessionOption
     if (!tokenizer.ok()) return WithExitCode(tokenizer.status(), kExitMalformed);
     l.tokenizer = *std::move(tokenizer);
   }
-  if (flags.gpu_layers >= 0) KeepOnGpu(flags.gpu_layers, l);
+  if (flags.gpu_layers >= 0) {
+    l.device = KeepOnGpu(flags.gpu_layers, l.config.layers, l.options.shard);
+  }
   l.options.sequences = session.sequences;
   l.options.prefix_cache = session.prefix_cache;
   if (session.adjust) SHOAL_RETURN_IF_ERROR(session.adjust(*l.checkpoint, l.config, l.options));
@@ -242,19 +232,11 @@ absl::Status CheckDevices(const std::string& device, int local_size) {
   return absl::OkStatus();
 }
 
-// What a rank may take of its GPU, which those of the host that use the same one share; 0 on the
-// CPU.
+// What a rank may take of its GPU; 0 on the CPU.
 absl::StatusOr<int64_t> GpuBytes(const Loaded& l, int local_rank, int local_size) {
-  SHOAL_ASSIGN_OR_RETURN(const DeviceChoice mine, ChooseDevice(l.device, local_rank));
-  if (mine.gpu < 0) return int64_t{0};
-  int sharing = 0;
-  for (int r = 0; r < local_size; ++r) {
-    SHOAL_ASSIGN_OR_RETURN(const DeviceChoice choice, ChooseDevice(l.device, r));
-    sharing += choice.gpu == mine.gpu ? 1 : 0;
-  }
-  SHOAL_ASSIGN_OR_RETURN(const int64_t free, FreeGpuBytes(mine.gpu));
+  SHOAL_ASSIGN_OR_RETURN(const int64_t free, FreeGpuShare(l.device, local_rank, local_size));
   const int64_t given = l.options.device_memory;
-  return given > 0 ? std::min(given, free / sharing) : free / sharing;
+  return given > 0 ? std::min(given, free) : free;
 }
 
 // Gives each rank a part that suits its GPU; `bytes` as GpuBytes says, of each rank. A folder of

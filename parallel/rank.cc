@@ -133,12 +133,6 @@ KvPageShape PageShapeOf(const ModelConfig& config, const EngineOptions& o, const
   return {static_cast<int>(plan.layers.size()), KvShapeOf(config, o, plan).block_bytes()};
 }
 
-// Host memory that KV pages pass through.
-int64_t KvStagingBytes(const ModelConfig& config, const EngineOptions& o, const RankPlan& plan) {
-  if (o.kv_disk.bytes == 0) return 0;
-  return KvPager::MemoryBytes(PageShapeOf(config, o, plan), KvPager::Options{});
-}
-
 }  // namespace
 
 int KvPageRecords(const ModelConfig& config, const EngineOptions& o, const ShardPlan& plan) {
@@ -222,6 +216,12 @@ int64_t Rank::KvTokenBytes(const ModelConfig& config, const EngineOptions& optio
   return KvCache::BlockBytes(KvShapeOf(config, options, plan),
                              static_cast<int>(plan.layers.size())) /
          kKvBlockTokens;
+}
+
+int64_t Rank::KvStagingBytes(const ModelConfig& config, const EngineOptions& options,
+                             const RankPlan& plan) {
+  if (options.kv_disk.bytes == 0) return 0;
+  return KvPager::MemoryBytes(PageShapeOf(config, options, plan), KvPager::Options{});
 }
 
 absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(Communicator& world,

@@ -114,6 +114,10 @@ class Rank {
   // The KV bytes of one token on rank `plan.rank`. Pure.
   static int64_t KvTokenBytes(const ModelConfig& config, const EngineOptions& options,
                               const RankPlan& plan);
+  // Host memory that KV pages pass through on their way to disk, part of MemoryNeeded's kv where KV
+  // is host memory too. Pure.
+  static int64_t KvStagingBytes(const ModelConfig& config, const EngineOptions& options,
+                                const RankPlan& plan);
   // On the rank that holds most of them.
   static absl::StatusOr<int64_t> KvTokenBytes(const Checkpoint& checkpoint,
                                               const ModelConfig& config,

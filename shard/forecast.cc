@@ -151,7 +151,7 @@ std::vector<Part> PartsOfPass(const WeightLayout& layout, const ModelConfig& con
         break;
       }
       case WeightUnit::Kind::kAttention:
-        part.compute_s = multiply(bytes) +
+        part.compute_s = multiply(bytes) + speed.layer_s +
                          (rows > 0 ? Seconds(work.prefill_kv_bytes, speed.prefill_kv_bytes_per_s)
                                    : Seconds(work.kv_bytes, speed.kv_bytes_per_s)) /
                              std::max(1.0, layers);

@@ -20,6 +20,7 @@ struct MachineSpeed {
   double prefill_bytes_per_s = 0;     // weights multiplied with a batch, counted once per row
   double kv_bytes_per_s = 0;          // of the KV cache, that one row attends to
   double prefill_kv_bytes_per_s = 0;  // that rows of a batch attend to, counted once per row
+  double layer_s = 0;                 // what a layer takes besides, in every pass
   // How much longer each takes while the other goes on; 1: not at all.
   double read_slowdown = 1;
   double decode_slowdown = 1;

@@ -145,6 +145,12 @@ class Bench {
   Bench(const KernelBenchOptions& options, const std::function<void(const KernelResult&)>& progress)
       : options_(options), progress_(progress) {}
 
+  absl::StatusOr<ChipLimits> Limits() {
+    SHOAL_RETURN_IF_ERROR(Prepare());
+    SHOAL_RETURN_IF_ERROR(MeasureLimits());
+    return report_.limits;
+  }
+
   absl::StatusOr<KernelReport> Run() {
     SHOAL_RETURN_IF_ERROR(Prepare());
     SHOAL_RETURN_IF_ERROR(MeasureLimits());
@@ -460,6 +466,15 @@ absl::Status Bench::MeasureAttention(const LayerShape& l, KvType type, int seque
 absl::StatusOr<KernelReport> BenchKernels(
     const KernelBenchOptions& options, const std::function<void(const KernelResult&)>& progress) {
   return Bench(options, progress).Run();
+}
+
+absl::StatusOr<ChipLimits> MeasureChip(int device) {
+  KernelBenchOptions options;
+  options.device = device;
+  options.types = {DType::kQ4_0};
+  options.decode_rows = {1};
+  options.memory_bytes = int64_t{512} << 20;
+  return Bench(options, {}).Limits();
 }
 
 absl::StatusOr<double> MeasureReadBandwidth(int64_t bytes) {

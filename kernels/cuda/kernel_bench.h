@@ -54,6 +54,9 @@ struct KernelReport {
 absl::StatusOr<KernelReport> BenchKernels(const KernelBenchOptions& options,
                                           const std::function<void(const KernelResult&)>& progress);
 
+// The limits alone, in a fraction of a second; takes up to 1 GiB of the GPU's memory meanwhile.
+absl::StatusOr<ChipLimits> MeasureChip(int device);
+
 // GB/s that a kernel reads on the calling thread's GPU: what bounds decode. Takes 20 ms and
 // `bytes` of memory while it runs.
 absl::StatusOr<double> MeasureReadBandwidth(int64_t bytes);
