@@ -19,7 +19,7 @@ namespace shoal {
 namespace {
 
 struct ShardFlags {
-  ModelFlags model;  // of these: model, tp, pp, split, threads
+  ModelFlags model;  // of these: model, tp, pp, split, stage_layers, threads
   std::string output;
   bool verify = false;
   bool force = false;
@@ -78,12 +78,14 @@ absl::Status Write(const ShardFlags& f) {
     note = fmt::format(", {:.2f} GB of it from a run before",
                        static_cast<double>(result->resumed_bytes) / 1e9);
   }
-  std::fprintf(stderr, "%s: %d files, %.2f GB%s\nrun it with: shoal run -m %s%s%s%s\n",
-               f.output.c_str(), engine.shard.tp * engine.shard.pp,
-               static_cast<double>(result->bytes) / 1e9, note.c_str(), f.output.c_str(),
-               engine.shard.tp > 1 ? absl::StrCat(" --tp ", engine.shard.tp).c_str() : "",
-               engine.shard.pp > 1 ? absl::StrCat(" --pp ", engine.shard.pp).c_str() : "",
-               f.model.split.empty() ? "" : absl::StrCat(" --split ", f.model.split).c_str());
+  std::fprintf(
+      stderr, "%s: %d files, %.2f GB%s\nrun it with: shoal run -m %s%s%s%s%s\n", f.output.c_str(),
+      engine.shard.tp * engine.shard.pp, static_cast<double>(result->bytes) / 1e9, note.c_str(),
+      f.output.c_str(), engine.shard.tp > 1 ? absl::StrCat(" --tp ", engine.shard.tp).c_str() : "",
+      engine.shard.pp > 1 ? absl::StrCat(" --pp ", engine.shard.pp).c_str() : "",
+      f.model.stage_layers.empty() ? ""
+                                   : absl::StrCat(" --pp-layers ", f.model.stage_layers).c_str(),
+      f.model.split.empty() ? "" : absl::StrCat(" --split ", f.model.split).c_str());
   return absl::OkStatus();
 }
 
@@ -107,6 +109,10 @@ void AddShardCommand(CLI::App& app, CommandLine& line) {
       ->add_option("--split,--tensor-split", m.split,
                    "shares of the tensor-parallel ranks, such as 3,1")
       ->envname("SHOAL_SPLIT");
+  shard
+      ->add_option("--pp-layers", m.stage_layers,
+                   "layers of each pipeline stage, such as 20,12 (default: balanced)")
+      ->envname("SHOAL_PP_LAYERS");
   shard->add_option("-t,--threads", m.threads, "threads that read and pack (default: all cores)")
       ->envname("SHOAL_THREADS");
   shard->add_flag("--verify", flags->verify, "read the folder and compare every checksum");

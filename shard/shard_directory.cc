@@ -109,8 +109,13 @@ absl::StatusOr<int> ShardDirectory::FindRank(const WeightLayout& layout) const {
   for (const double s : manifest_.split)
     absl::StrAppend(&split, split.empty() ? " --split " : ",", s);
   if (split.empty() && manifest_.tp > 1) split = " without --split";
+  std::string layers;
+  for (int stage = 0; manifest_.pp > 1 && stage < manifest_.pp; ++stage) {
+    absl::StrAppend(&layers, stage == 0 ? " --pp-layers " : ",",
+                    manifest_.ranks[stage * manifest_.tp].plan.layers.size());
+  }
   return absl::FailedPreconditionError(
-      absl::StrCat(dir_, " was cut for --tp ", manifest_.tp, " --pp ", manifest_.pp, split,
+      absl::StrCat(dir_, " was cut for --tp ", manifest_.tp, " --pp ", manifest_.pp, layers, split,
                    "; run it with these, or cut the model again with shoal shard"));
 }
 

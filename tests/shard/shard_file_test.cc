@@ -118,6 +118,21 @@ TEST_F(ShardFileTest, OtherPlanIsRefusedWithTheOneThatFits) {
   EXPECT_THAT(std::string(rank.status().message()), HasSubstr("--tp 2 --pp 1"));
 }
 
+TEST_F(ShardFileTest, StagesMayHaveTheLayersThatOneSays) {
+  TinyModel model;
+  model.layers = 4;
+  Open(model);
+  options_.shard = {1, 2, {}, {3, 1}};
+  ASSERT_TRUE(Write().ok());
+  const auto d = *ShardDirectory::Open(dir());
+  for (int r = 0; r < 2; ++r) {
+    const ShardPlan plan = *MakeShardPlan(config_, *checkpoint_, options_.shard);
+    EXPECT_EQ(*d->FindRank(*MakeWeightLayout(*checkpoint_, config_, plan.ranks[r])), r);
+  }
+  const auto balanced = d->FindRank(Layout(1, 2, 0));
+  EXPECT_THAT(std::string(balanced.status().message()), HasSubstr("--pp 2 --pp-layers 3,1;"));
+}
+
 TEST_F(ShardFileTest, SecondRunFindsItThere) {
   EXPECT_FALSE(Write()->already_there);
   EXPECT_TRUE(Write()->already_there);
