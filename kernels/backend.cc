@@ -30,6 +30,10 @@ const void* Backend::OnHost(const void* data, int64_t) { return data; }
 
 const void* Backend::OnDevice(const void* data, int64_t) { return data; }
 
+absl::StatusOr<std::unique_ptr<PeerMailbox>> Backend::MakeMailbox(int64_t) {
+  return absl::UnimplementedError("the device has no memory of its own");
+}
+
 absl::StatusOr<std::unique_ptr<CopyEngine>> Backend::MakeCopies() {
   return absl::UnimplementedError("the device works in host memory: there is nothing to copy");
 }

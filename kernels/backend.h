@@ -22,6 +22,7 @@
 #include "kernels/device_memory.h"
 #include "kernels/device_queue.h"
 #include "kernels/packed_matrix.h"
+#include "kernels/peer_mailbox.h"
 
 namespace shoal {
 
@@ -200,6 +201,8 @@ class Backend {
   // Another order of copies beside that one, for a device that has it. Goes before the backend
   // does.
   virtual absl::StatusOr<std::unique_ptr<CopyEngine>> MakeCopies();
+  // Memory of the device that another rank of the host may write to. Goes before the backend does.
+  virtual absl::StatusOr<std::unique_ptr<PeerMailbox>> MakeMailbox(int64_t slot_bytes);
   // The device's queue, for libraries that enqueue on it; null for CPUs.
   virtual DeviceQueue* queue() { return nullptr; }
   // kUnavailable when the device failed in one of the ops before: their results are garbage.

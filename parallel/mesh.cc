@@ -1,12 +1,15 @@
 #include "parallel/mesh.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "comm/nccl.h"
+#include "comm/peer.h"
 #include "comm/staged.h"
 #include "kernels/status_macros.h"
 
@@ -37,8 +40,10 @@ absl::Status Mesh::UseMemoryOf(Backend& backend) {
   // What every rank offers to NCCL: the name of its GPU, or nothing.
   struct Offer {
     char device[96] = {};
+    int32_t own_memory = 0;
   };
   Offer mine;
+  mine.own_memory = backend.shares_host_memory() ? 0 : 1;
   if (api.ok()) {
     std::snprintf(mine.device, sizeof mine.device, "%s %s", world_->host(world_->rank()).c_str(),
                   backend.queue()->device().c_str());
@@ -59,12 +64,22 @@ absl::Status Mesh::UseMemoryOf(Backend& backend) {
     return MakeStagedCommunicator(host, backend);
   };
   SHOAL_ASSIGN_OR_RETURN(device_tp_, reach(*tp_, has_a_gpu_each(group)));
+  const bool all_own =
+      std::all_of(group.begin(), group.end(), [](const Offer& o) { return o.own_memory != 0; });
+  bool peer_sums = false;
+  if (group.size() == 2 && all_own && !has_a_gpu_each(group)) {  // NCCL has its own short way
+    SHOAL_ASSIGN_OR_RETURN(PeerResult peer,
+                           MakePeerCommunicator(std::move(device_tp_), *tp_, backend));
+    device_tp_ = std::move(peer.communicator);
+    peer_sums = peer.why_not.empty();
+  }
   SHOAL_ASSIGN_OR_RETURN(device_world_, reach(*world_, stages_ > 1 && has_a_gpu_each(world)));
   if (has_a_gpu_each(group)) {
     transport_ = absl::StrCat("NCCL ", nccl::VersionText((*api)->version));
   } else if (world_->size() > 1 && !api.ok()) {
     transport_ = absl::StrCat("host memory (", api.status().message(), ")");
   }
+  if (peer_sums) transport_ += ", sums of few rows from GPU memory to GPU memory";
   return absl::OkStatus();
 }
 

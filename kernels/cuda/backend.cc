@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "kernels/cuda/mailbox.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/status_macros.h"
 
@@ -141,6 +142,10 @@ const void* CudaBackend::OnDevice(const void* data, int64_t bytes) {
   SHOAL_CHECK(device != nullptr, "no device memory is left");
   Copy(device, data, bytes);
   return device;
+}
+
+absl::StatusOr<std::unique_ptr<PeerMailbox>> CudaBackend::MakeMailbox(int64_t slot_bytes) {
+  return CudaMailbox::Create(slot_bytes, stream());
 }
 
 absl::StatusOr<std::unique_ptr<CopyEngine>> CudaBackend::MakeCopies() {

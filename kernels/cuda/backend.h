@@ -39,6 +39,7 @@ class CudaBackend final : public Backend {
   const void* OnDevice(const void* data, int64_t bytes) override;
   CopyEngine* copies() override { return &copies_; }
   absl::StatusOr<std::unique_ptr<CopyEngine>> MakeCopies() override;
+  absl::StatusOr<std::unique_ptr<PeerMailbox>> MakeMailbox(int64_t slot_bytes) override;
   DeviceQueue* queue() override { return &queue_; }
   absl::Status Check() override;
 

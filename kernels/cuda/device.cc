@@ -108,6 +108,13 @@ absl::StatusOr<OwnedEvent> OwnedEvent::Create() {
       ToStatus(cudaEventCreateWithFlags(&e.event_, cudaEventDisableTiming), "creating an event"));
   return e;
 }
+absl::StatusOr<OwnedEvent> OwnedEvent::CreateShared() {
+  OwnedEvent e;
+  SHOAL_RETURN_IF_ERROR(
+      ToStatus(cudaEventCreateWithFlags(&e.event_, cudaEventDisableTiming | cudaEventInterprocess),
+               "creating an event"));
+  return e;
+}
 OwnedEvent::OwnedEvent(OwnedEvent&& other) noexcept
     : event_(std::exchange(other.event_, nullptr)) {}
 OwnedEvent& OwnedEvent::operator=(OwnedEvent&& other) noexcept {

@@ -79,6 +79,8 @@ class CudaQueue final : public DeviceQueue {
 class OwnedEvent {
  public:
   static absl::StatusOr<OwnedEvent> Create();
+  // One that other processes may wait for.
+  static absl::StatusOr<OwnedEvent> CreateShared();
   OwnedEvent() = default;
   OwnedEvent(OwnedEvent&& other) noexcept;
   OwnedEvent& operator=(OwnedEvent&& other) noexcept;

@@ -16,6 +16,7 @@ struct CUstream_st {
   std::deque<std::function<void()>> work;
 };
 struct CUevent_st {
+  CUevent_st* origin = nullptr;   // opened by handle: the event that is meant
   CUstream_st* stream = nullptr;  // of the last record
   int recorded = 0, done = 0;     // records made, records passed
   std::chrono::steady_clock::time_point at;
@@ -37,6 +38,8 @@ struct Device {
   std::map<const char*, size_t> pinned;
   std::set<cudaStream_t> streams;
   std::minstd_rand random;
+  bool refuse_ipc = false;
+  std::map<void*, int> opened;  // by handle, how often
 };
 Device& TheDevice() {
   static auto* device = new Device;  // outlives every stream
@@ -122,6 +125,11 @@ void EnqueueKernel(cudaStream_t stream, dim3 grid, dim3 block, size_t dynamic_sh
 void SetDeviceMemory(size_t bytes) {
   const Lock lock(TheDevice().mutex);
   TheDevice().total = bytes;
+}
+
+void RefuseIpc(bool refuse) {
+  const Lock lock(TheDevice().mutex);
+  TheDevice().refuse_ipc = refuse;
 }
 }  // namespace simt
 
@@ -351,6 +359,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const Lock lock(TheDevice().mutex);
+  if (event->origin != nullptr) event = event->origin;
   Enqueue(stream, [event, record = event->recorded] { RunUntil(event, record); });
   return cudaSuccess;
 }
@@ -389,5 +398,37 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->at - begin->at).count();
+  return cudaSuccess;
+}
+
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* p) {
+  const Lock lock(TheDevice().mutex);
+  if (TheDevice().refuse_ipc || TheDevice().allocations.count(p) == 0) {
+    return Return(cudaErrorInvalidValue);
+  }
+  std::memcpy(handle->reserved, &p, sizeof p);
+  return cudaSuccess;
+}
+cudaError_t cudaIpcOpenMemHandle(void** p, cudaIpcMemHandle_t handle, unsigned) {
+  const Lock lock(TheDevice().mutex);
+  std::memcpy(p, handle.reserved, sizeof *p);
+  if (TheDevice().allocations.count(*p) == 0) return Return(cudaErrorInvalidValue);
+  ++TheDevice().opened[*p];
+  return cudaSuccess;
+}
+cudaError_t cudaIpcCloseMemHandle(void* p) {
+  const Lock lock(TheDevice().mutex);
+  if (--TheDevice().opened[p] < 0) return Return(cudaErrorInvalidValue);
+  return cudaSuccess;
+}
+cudaError_t cudaIpcGetEventHandle(cudaIpcEventHandle_t* handle, cudaEvent_t event) {
+  const Lock lock(TheDevice().mutex);
+  if (TheDevice().refuse_ipc) return Return(cudaErrorInvalidValue);
+  std::memcpy(handle->reserved, &event, sizeof event);
+  return cudaSuccess;
+}
+cudaError_t cudaIpcOpenEventHandle(cudaEvent_t* event, cudaIpcEventHandle_t handle) {
+  *event = new CUevent_st;
+  std::memcpy(&(*event)->origin, handle.reserved, sizeof *event);
   return cudaSuccess;
 }
