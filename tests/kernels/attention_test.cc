@@ -108,6 +108,28 @@ TEST_P(AttentionAt, DecodeRowsAreBitIdenticalWhateverTheThreadsAndNeighbours) {
   }
 }
 
+// Items of several KV heads: a long row, split by runs, and many rows that walk. The slice of heads
+// starts inside a group.
+TEST_P(AttentionAt, KvHeadsThatShareAnItemGetWhatTheyGetAlone) {
+  for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kQ8_0}) {
+    for (const int window : {0, 600}) {
+      const AttentionCase shape = MakeAttentionCase(type, 32, 23, 2, window, 1);
+      const AttentionProblem p(shape, {{1500, 1, true}, {690, 9, true}}, 6);
+      const std::vector<float> together = Attend(p, GetParam(), 2);
+      CheckAll(p, together, GetParam());
+      const std::vector<float> long_row = Attend(p, GetParam(), 1, {p.segments.data(), 1});
+      const std::vector<float> scattered = Attend(p, GetParam(), 40);
+      const int width = 23 * 32;
+      EXPECT_TRUE(std::equal(together.begin(), together.begin() + width, long_row.begin()));
+      for (int r = 0; r < p.rows; ++r) {
+        const float* expected = together.data() + r * p.stride;
+        EXPECT_TRUE(std::equal(expected, expected + width, scattered.data() + r * p.stride)) << r;
+      }
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_P(AttentionAt, APromptInOneChunkAgreesWithTokenByToken) {
   for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kQ8_0}) {
     AttentionProblem p(MakeAttentionCase(type, 64, 4, 2), {{0, 300, false}}, 3);
