@@ -134,7 +134,7 @@ std::optional<Scheduler::Step> Scheduler::Next() {
       return static_cast<int>(s.blocks.size() + blocks_.available()) * kKvBlockTokens - s.scheduled;
     };
     const int wanted = std::min(limit - rows, until - s.scheduled);
-    while (room() < wanted && Spill(s, batch)) {
+    while (room() < wanted && Spill(batch)) {
     }
     const int chunk = std::min(wanted, room());
     if (chunk <= 0 || !Grow(s, chunk, batch)) return;
@@ -149,7 +149,7 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     if (!s->blocked() && s->remaining() > 0) add_chunk(*s);
   }
   // 3. New ones.
-  while (rows < limit && !free_slots_.empty() && !streaming()) {
+  while (rows < limit && !free_slots_.empty()) {
     Sequence* s = NextWaiting();
     if (s == nullptr || !Admit(*s, batch)) break;
     if (!s->blocked()) add_chunk(*s);
@@ -251,9 +251,9 @@ void Scheduler::Recompute(std::vector<Finished>& finished) {
   }
 }
 
+// Only the first of running_ can: others were admitted beside it.
 bool Scheduler::streaming() const {
-  return std::any_of(running_.begin(), running_.end(),
-                     [](const Sequence* s) { return !s->records.empty(); });
+  return !running_.empty() && !running_.front()->records.empty();
 }
 
 int Scheduler::MostTokens() const {
@@ -377,8 +377,15 @@ bool Scheduler::Admit(Sequence& s, Batch& batch) {
   }
   const int found = static_cast<int>(shared.size());
   const bool too_long = BlocksFor(static_cast<int64_t>(length)) > limits_.blocks;
-  // Enough for the whole prompt, so that two long prompts do not starve each other half-way.
-  if (blocks_.available() < BlocksFor(static_cast<int64_t>(length)) - found && !running_.empty()) {
+  // Enough for the whole prompt, so that two long prompts do not starve each other half-way; beside
+  // a sequence that streams, also for it to fill its next page, which it then gives up.
+  const int needed =
+      BlocksFor(static_cast<int64_t>(length)) - found + (streaming() ? kKvPageBlocks + 1 : 0);
+  if (streaming() && blocks_.available() + SpillableBlocks(*running_.front()) >= needed) {
+    while (blocks_.available() < needed && Spill(batch)) {
+    }
+  }
+  if (!running_.empty() && (too_long || blocks_.available() < needed)) {
     for (int b : shared) blocks_.Release(b);
     return false;
   }
@@ -455,14 +462,21 @@ void Scheduler::KeepOnDisk(Sequence& s, int record, Batch& batch) {
   batch.table.push_back({s.slot, page * kKvPageBlocks, Batch::kOnDisk - record});
 }
 
-// Frees the blocks of the oldest page in memory of the only sequence that runs. False when there is
-// none that the disk has or could have.
-bool Scheduler::Spill(Sequence& s, Batch& batch) {
-  if (!limits_.stream || running_.size() != 1 || running_.front() != &s) return false;
+// Of the pages in memory that a sequence could leave to the disk.
+int Scheduler::SpillableBlocks(const Sequence& s) const {
+  const auto full = std::min(static_cast<int>(s.hashes.size()), s.scheduled / kKvBlockTokens);
+  const auto pages = full / kKvPageBlocks - static_cast<int>(s.records.size());
+  return std::max(0, pages) * kKvPageBlocks;
+}
+
+// Frees the blocks of the oldest page in memory of the sequence that streams, or of the only one
+// that runs, which does from now on. False when there is none that the disk has or could have.
+bool Scheduler::Spill(Batch& batch) {
+  if (!limits_.stream || running_.empty() || !(streaming() || running_.size() == 1)) return false;
+  Sequence& s = *running_.front();
+  if (SpillableBlocks(s) == 0) return false;
   const auto begin = static_cast<int>(s.records.size()) * kKvPageBlocks;
   const int end = begin + kKvPageBlocks;
-  if (end > static_cast<int>(s.hashes.size())) return false;
-  if (end * kKvBlockTokens > s.scheduled) return false;
   std::optional<int> record = LookupPage(s.hashes[end - 1]);
   if (!record.has_value()) {  // another one took its place
     std::vector<PendingWrite> later = std::exchange(writes_, {});
@@ -631,7 +645,8 @@ bool Scheduler::Grow(Sequence& s, int tokens, Batch& batch) {
 
 bool Scheduler::GrowOrPreempt(Sequence& s, int tokens, Batch& batch) {
   while (!Grow(s, tokens, batch)) {
-    if (!PreemptAnother(s, batch) && !Spill(s, batch)) return false;
+    if (streaming() && Spill(batch)) continue;
+    if (!PreemptAnother(s, batch) && !Spill(batch)) return false;
   }
   return true;
 }

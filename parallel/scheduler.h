@@ -17,8 +17,9 @@
 //
 // A context may then be larger than all blocks together. When nobody else can give way any more,
 // the oldest pages of the sequence stay on disk only, and every step reads them from there
-// (Batch::kOnDisk); such a sequence runs alone. Its blocks are known to others, and go to disk,
-// only when their step is done, since a page may turn out to be unreadable.
+// (Batch::kOnDisk). There is one such sequence at a time, the first of those that run; to others
+// it gives way page by page, so that they run beside it. Its blocks are known to others, and go to
+// disk, only when their step is done, since a page may turn out to be unreadable.
 #pragma once
 
 #include <cstdint>
@@ -149,7 +150,8 @@ class Scheduler {
   void Truncate(Sequence& s, int blocks);
   bool TakeFromDisk(Sequence& s, const std::vector<PrefixHash>& hashes, int found, Batch& batch);
   void KeepOnDisk(Sequence& s, int record, Batch& batch);
-  bool Spill(Sequence& s, Batch& batch);
+  bool Spill(Batch& batch);
+  int SpillableBlocks(const Sequence& s) const;
   bool streaming() const;
   int MostTokens() const;
   void Recompute(std::vector<Finished>& finished);

@@ -21,7 +21,9 @@ struct KvDiskAnswer {
   std::map<SequenceId, std::vector<int32_t>> tokens;
   std::map<SequenceId, std::vector<float>> logprobs;
   Scheduler::Stats stats;
-  int64_t failed = 0;  // pages, over all ranks
+  std::vector<SequenceId> ended;  // in order
+  int beside = 0;                 // tokens of others that came between two of the first
+  int64_t failed = 0;             // pages, over all ranks
   friend bool SameText(const KvDiskAnswer& a, const KvDiskAnswer& b) {
     return a.tokens == b.tokens && a.logprobs == b.logprobs;
   }
@@ -67,7 +69,7 @@ class KvDiskFixture : public testing::Test {
         }
         Engine engine(*std::move(rank), o);
         uint64_t seed = 0;
-        for (const auto& [text, length] : text_and_length) {
+        const auto submit = [&](int text, int length) {
           SequenceRequest request;
           for (int i = 0; i < length; ++i)
             request.tokens.push_back((i * 37 + text * 101 + i / 50 + 11) % vocab_);
@@ -76,12 +78,21 @@ class KvDiskFixture : public testing::Test {
           request.sampling.seed = ++seed;
           request.sampling.logprobs = 1;
           ASSERT_TRUE(engine.Submit(request).ok());
-        }
+        };
+        size_t submitted = 0;
+        const auto submit_until = [&](size_t end) {
+          for (; submitted < end; ++submitted)
+            submit(text_and_length[submitted].first, text_and_length[submitted].second);
+        };
+        submit_until(at_once_ > 0 ? at_once_ : text_and_length.size());
         while (!engine.idle()) {
           auto events = engine.Step();
           ASSERT_TRUE(events.ok()) << events.status();
           for (const TokenEvent& e : *events) {
+            if (e.finish != FinishReason::kNone) answer.ended.push_back(e.id);
             if (!e.has_token) continue;
+            submit_until(text_and_length.size());
+            answer.beside += e.id != 1 && answer.ended.empty() ? 1 : 0;
             answer.tokens[e.id].push_back(e.token);
             answer.logprobs[e.id].push_back(e.sample.logprob);
           }
@@ -102,6 +113,7 @@ class KvDiskFixture : public testing::Test {
   EngineOptions options_;
   float temperature_ = 0;
   int vocab_ = 0;
+  size_t at_once_ = 0;  // that Do submits at first, the others when a token has come; 0: all
 };
 
 }  // namespace shoal

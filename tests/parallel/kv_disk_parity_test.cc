@@ -120,6 +120,27 @@ TEST_F(KvDiskParity, AContextMayBeLargerThanMemory) {
   }
 }
 
+TEST_F(KvDiskParity, OthersRunBesideAContextThatIsStreamed) {
+  options_.context = 2000;
+  const std::vector<std::pair<int, int>> work = {{1, 1800}, {2, 200}, {3, 30}};
+  for (const auto& [tp, pp] : kSplits) {
+    options_.kv_tokens = 0;
+    options_.kv_disk = {};
+    at_once_ = 0;
+    const Answer roomy = Do(tp, pp, work, 60);
+    options_.kv_tokens = 1000;
+    options_.kv_disk.dir = dir();
+    options_.kv_disk.bytes = 256 << 20;
+    at_once_ = 1;
+    const Answer tight = Do(tp, pp, work, 60);
+    EXPECT_GE(tight.stats.pages_streamed, 5) << "tp " << tp << " pp " << pp;
+    EXPECT_EQ(tight.ended.front(), 1) << "it began first, and is not held up for long";
+    EXPECT_EQ(tight.stats.preempted, 0);
+    EXPECT_GT(tight.beside, 60) << "the others waited";
+    EXPECT_TRUE(SameText(roomy, tight)) << "tp " << tp << " pp " << pp;
+  }
+}
+
 TEST_F(KvDiskParity, ALongPromptStartsFromItsPagesOnDisk) {
   options_.context = 2000;
   const std::vector<std::pair<int, int>> work = {{1, 1800}};
