@@ -72,7 +72,8 @@ struct WholePlan {
   EngineOptions options;
   int page_records = 0;  // KV pages on disk, of each rank
   MeasuredSpeed speed;   // of a machine, all its ranks that work at the same time together
-  std::string device;    // as --device says
+  int ranks_per_host = 1;
+  std::string device;                 // as --device says
   std::optional<MeasuredDevice> gpu;  // its speed, when it is known
   std::vector<RankForecast> ranks;
   Together together;
@@ -95,16 +96,31 @@ absl::StatusOr<RankForecast> MeasureRank(const Checkpoint& checkpoint, const Who
   return r;
 }
 
+bool OnGpu(const WholePlan& w) {
+  return std::any_of(w.ranks.begin(), w.ranks.end(),
+                     [](const RankForecast& r) { return r.vram > 0; });
+}
+
+// The least --ram of a host that works, which its ranks share equally.
+int64_t LeastRam(const WholePlan& w) {
+  int64_t most = 0;
+  for (const RankForecast& r : w.ranks)
+    most = std::max(most, r.least + r.memory.kv + r.memory.workspace);
+  return RamFor(most, w.ranks_per_host, w.ranks_per_host);
+}
+
 absl::Status PlaceRank(const WholePlan& whole, RankForecast& r) {
   const int64_t budget = r.budget, others = r.memory.kv + r.memory.workspace;
   const absl::StatusOr<Placement> placement =
       PlaceWeights(r.layout, whole.config, budget - others, whole.options.rows);
   if (!placement.ok()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "rank ", r.plan.rank, " has ", FormatBytes(budget), " and needs ",
-        FormatBytes(r.least + others), " at least: weights ", FormatBytes(r.least),
-        " (streamed), KV cache ", FormatBytes(r.memory.kv), ", workspace ",
-        FormatBytes(r.memory.workspace), "; try a smaller context (-c) or batch (-b)"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("rank ", r.plan.rank, " has ", FormatBytes(budget), " and needs ",
+                     FormatBytes(r.least + others), " at least: weights ", FormatBytes(r.least),
+                     " (streamed), KV cache ", FormatBytes(r.memory.kv), ", workspace ",
+                     FormatBytes(r.memory.workspace), "; the least that works is --ram ",
+                     (LeastRam(whole) >> 20) + 1,
+                     "M for each host; less with a smaller context (-c) or batch (-b)"));
   }
   r.placement = *placement;
   SHOAL_ASSIGN_OR_RETURN(r.with_one_more, PlaceWeights(r.layout, whole.config,
@@ -215,6 +231,10 @@ MachineSpeed ShareOf(const MachineSpeed& machine, int together) {
   return s;
 }
 
+bool PacksForEachToken(const WholePlan& whole) {
+  return !IsDirectory(whole.path) && whole.options.disk_cache.empty();
+}
+
 absl::Status MeasureFor(const Checkpoint& checkpoint, const PlanFlags& f, int together,
                         WholePlan& whole) {
   SpeedQuestion question;
@@ -228,9 +248,10 @@ absl::Status MeasureFor(const Checkpoint& checkpoint, const PlanFlags& f, int to
   question.kv_type = whole.options.kv_type;
   question.cpu = whole.options.cpu;
   question.cpu.threads *= together;
+  question.memory = whole.ranks[0].budget;
   SHOAL_ASSIGN_OR_RETURN(whole.speed, MeasureSpeed(question, f.measure));
   const bool streams = std::any_of(whole.ranks.begin(), whole.ranks.end(), ReadsDisk);
-  if (!streams || IsDirectory(whole.path)) return absl::OkStatus();
+  if (!streams || !PacksForEachToken(whole)) return absl::OkStatus();
   // From a GGUF the cores that multiply also pack, again for each token.
   MachineSpeed& speed = whole.speed.speed;
   SHOAL_ASSIGN_OR_RETURN(const double packing,
@@ -302,6 +323,7 @@ absl::StatusOr<WholePlan> MakePlan(const PlanFlags& f) {
     whole.options.cpu.threads = std::max(1, cores / ranks_per_host);
   }
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeCpuBackend(whole.options.cpu));
+  whole.ranks_per_host = ranks_per_host;
   for (const RankPlan& rank : plan->ranks) {
     SHOAL_ASSIGN_OR_RETURN(RankForecast r, MeasureRank(*checkpoint, whole, rank, *backend, budget));
     // Unequal stages of one process have unequal parts of its memory.
@@ -422,10 +444,12 @@ void PrintText(const WholePlan& w) {
   } else {
     fmt::print("more memory would not make it faster\n");
   }
-  if (ReadsDisk(w.ranks[0]) && !IsDirectory(w.path)) {
+  if (!OnGpu(w))
+    fmt::print("least memory that works: --ram {}M for each host\n", (LeastRam(w) >> 20) + 1);
+  if (ReadsDisk(w.ranks[0]) && PacksForEachToken(w)) {
     fmt::print(
-        "hint: streamed from a GGUF every part is packed anew for each token; faster: shoal shard "
-        "-m {} -o DIR\n",
+        "hint: streamed from a GGUF every part is packed anew for each token; faster: --disk-cache "
+        "DIR, or shoal shard -m {} -o DIR\n",
         w.path);
   }
 }
@@ -480,6 +504,7 @@ void PrintJson(const WholePlan& w) {
                {"prefill_tokens_per_s", Rate(t.prefill, w.options.rows)},
                {"decode_tokens_per_s_with_one_more_gib", Rate(t.decode_one_more)},
                {"ranks", std::move(ranks)}};
+  if (!OnGpu(w)) json["least_ram_bytes"] = LeastRam(w);
   if (w.gpu.has_value()) {
     json["gpu"] = {{"measured", w.gpu->date},
                    {"read_bytes_per_s", w.gpu->speed.read_bytes_per_s},

@@ -97,12 +97,16 @@ absl::Status Complete(const RunFlags& f, const Work& work, Session& session) {
   if (!f.ignore_eos) request.stop_tokens = tokenizer.end_of_generation_ids();
 
   std::vector<int32_t> ids = request.tokens;
+  // The prompt after the first step: weights that are streamed show only then whether they are
+  // whole.
+  bool prompt_shown = f.hide_prompt;
   const auto show = [&](std::string_view text) {
-    if (f.print_ids || text.empty()) return;
+    if (f.print_ids) return;
+    if (!std::exchange(prompt_shown, true))
+      std::fwrite(work.prompt.data(), 1, work.prompt.size(), stdout);
     std::fwrite(text.data(), 1, text.size(), stdout);
     std::fflush(stdout);
   };
-  if (!f.hide_prompt) show(work.prompt);
   Interrupt interrupt;
   SHOAL_ASSIGN_OR_RETURN(const Generation g,
                          Generate(session.engine, tokenizer, std::move(request), show,

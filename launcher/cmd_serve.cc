@@ -87,6 +87,7 @@ absl::StatusOr<std::vector<std::string>> EngineCommand(const ServeFlags& f) {
   add("--kv-type", m.kv_type);
   add("--wire", m.wire);
   add("-b", absl::StrCat(m.rows));
+  add("--disk-cache", m.disk_cache);
   add("--kv-cache-dir", m.kv_cache_dir);
   add("--kv-disk", m.kv_disk);
   add("--kv-cache-limit", m.kv_cache_limit);

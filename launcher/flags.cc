@@ -64,6 +64,10 @@ void AddModelFlags(CLI::App& app, ModelFlags& f) {
                  "memory of its GPU that a rank may take, such as 8G; weights that do not fit are "
                  "streamed from the host's memory (default: what is free)")
       ->envname("SHOAL_VRAM");
+  app.add_option("--disk-cache", f.disk_cache,
+                 "folder that keeps weights as they are streamed: a GGUF that memory does not hold "
+                 "is packed there once, as by shoal shard, not again for each token")
+      ->envname("SHOAL_DISK_CACHE");
   app.add_option("--kv-cache-dir", f.kv_cache_dir,
                  "folder that keeps the KV cache of prompts: one that starts like an earlier one, "
                  "of this run or another, goes on from there")
@@ -158,6 +162,8 @@ void AddKvTokensFlag(CLI::App& app, ModelFlags& f, const char* usual) {
 
 namespace {
 
+void WarnOnStderr(const std::string& what) { std::fprintf(stderr, "shoal: %s\n", what.c_str()); }
+
 absl::StatusOr<KvDiskOptions> ToKvDiskOptions(const ModelFlags& f) {
   KvDiskOptions o;
   if (!f.kv_cache_limit.empty()) {
@@ -183,7 +189,7 @@ absl::StatusOr<KvDiskOptions> ToKvDiskOptions(const ModelFlags& f) {
     const char* temporary = std::getenv("TMPDIR");
     o.dir = temporary != nullptr && *temporary != 0 ? temporary : "/var/tmp";
   }
-  o.warn = [](const std::string& what) { std::fprintf(stderr, "shoal: %s\n", what.c_str()); };
+  o.warn = WarnOnStderr;
   return o;
 }
 
@@ -225,6 +231,8 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
   absl::StatusOr<KvDiskOptions> disk = ToKvDiskOptions(f);
   if (!disk.ok()) return disk.status();
   o.kv_disk = *std::move(disk);
+  o.disk_cache = f.disk_cache;
+  o.warn = WarnOnStderr;
   if (f.kv_tokens < 0)
     return UsageError(absl::StrCat("--kv-tokens ", f.kv_tokens, ": give a number of tokens"));
   o.kv_tokens = f.kv_tokens;
@@ -242,11 +250,20 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
   return o;
 }
 
+namespace {
+
+// Threads' stacks, the tokenizer's tables, buffers of batches: what is not counted piece by piece.
+constexpr int64_t kUncounted = 64 << 20;
+
+}  // namespace
+
+int64_t RamFor(int64_t bytes, int ranks, int processes) {
+  constexpr int64_t kTokenizer = 64 << 20;
+  return ranks * (bytes + kUncounted) + processes * (OwnMemory() + kTokenizer);
+}
+
 absl::StatusOr<int64_t> RankMemoryLimit(const std::string& ram, int ranks, int processes,
                                         bool hypothetical) {
-  // Threads' stacks, the tokenizer's tables, buffers of batches: what is not counted piece by
-  // piece.
-  constexpr int64_t kUncounted = 64 << 20;
   // A system that does not say what is free is not limited by us.
   const absl::StatusOr<FreeMemory> free = ReadFreeMemory();
   if (ram.empty() && !free.ok()) return 0;

@@ -28,6 +28,7 @@ struct ModelFlags {
   std::string ram;              // bytes for the ranks of a host, such as 4G; empty: what is free
   std::string device = "auto";  // ChooseDevice
   std::string vram;             // bytes of its GPU that a rank may take; empty: what is free
+  std::string disk_cache;       // packed weights that are streamed are kept there
   std::string kv_cache_dir;     // KV pages are kept there for later runs
   std::string kv_disk;          // bytes on disk for the KV pages of a rank, such as 16G
   std::string kv_cache_limit;   // of the whole folder, such as 64G
@@ -49,6 +50,9 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& flags);
 // A plan for another machine is `hypothetical`: it believes --ram.
 absl::StatusOr<int64_t> RankMemoryLimit(const std::string& ram, int ranks, int processes,
                                         bool hypothetical = false);
+// The --ram with which each of `ranks` ranks may take `bytes`: the inverse of RankMemoryLimit, with
+// room for a tokenizer.
+int64_t RamFor(int64_t bytes, int ranks, int processes);
 WorldOptions ToWorldOptions(const ModelFlags& flags);
 
 void AddSamplingFlags(CLI::App& app, SamplingParams& params);

@@ -33,6 +33,7 @@ absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
   int drawn = 0;
   while (g.finish == FinishReason::kNone) {
     SHOAL_ASSIGN_OR_RETURN(const std::vector<TokenEvent> events, engine.Step());
+    show("");
     for (const TokenEvent& e : events) {
       if (e.id != id) continue;
       if (e.has_token) {

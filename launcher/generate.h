@@ -21,8 +21,8 @@ struct Generation {
   double decode_seconds = 0;  // for the tokens after it
 };
 
-// Runs the engine until the sequence ends. `show` gets well-formed UTF-8 as it comes; `stop` is
-// asked after each step.
+// Runs the engine until the sequence ends. `show` gets well-formed UTF-8 as it comes, and nothing
+// once after each step; `stop` is asked after each step.
 absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
                                     SequenceRequest request,
                                     const std::function<void(std::string_view)>& show,

@@ -134,13 +134,14 @@ absl::StatusOr<MeasuredSpeed> MeasureSpeed(const SpeedQuestion& q, bool again) {
   for (const auto& [type, bytes] : q.bytes) {
     if (bytes > q.bytes.at(main)) main = type;
     if (static_cast<double>(bytes) < kShareMin * total) continue;
-    SHOAL_ASSIGN_OR_RETURN(const std::vector<double> rates,
-                           cache.Get(absl::StrCat(Info(type).name, " ", cpu), {"decode", "prefill"},
-                                     [&, t = type]() -> absl::StatusOr<std::vector<double>> {
-                                       SHOAL_ASSIGN_OR_RETURN(const MultiplySpeed m,
-                                                              MeasureMultiplying(t, q.cpu));
-                                       return std::vector<double>{m.decode, m.prefill};
-                                     }));
+    SHOAL_ASSIGN_OR_RETURN(
+        const std::vector<double> rates,
+        cache.Get(absl::StrCat(Info(type).name, " from memory ", cpu), {"decode", "prefill"},
+                  [&, t = type]() -> absl::StatusOr<std::vector<double>> {
+                    SHOAL_ASSIGN_OR_RETURN(const MultiplySpeed m,
+                                           MeasureMultiplying(t, q.cpu, q.memory));
+                    return std::vector<double>{m.decode, m.prefill};
+                  }));
     counted += static_cast<double>(bytes);
     decode_s += static_cast<double>(bytes) / rates[0];
     prefill_s += static_cast<double>(bytes) / rates[1];
@@ -165,10 +166,11 @@ absl::StatusOr<MeasuredSpeed> MeasureSpeed(const SpeedQuestion& q, bool again) {
   if (stat(q.path.c_str(), &st) == 0 && st.st_size >= kReadSampleBytes) {
     SHOAL_ASSIGN_OR_RETURN(
         const std::vector<double> disk,
-        cache.Get(absl::StrCat("disk ", st.st_dev, " ", Info(main).name, " ", cpu),
+        cache.Get(absl::StrCat("disk in order ", st.st_dev, " ", Info(main).name, " ", cpu),
                   {"read", "read_slowdown", "decode_slowdown", "prefill_slowdown"},
                   [&]() -> absl::StatusOr<std::vector<double>> {
-                    SHOAL_ASSIGN_OR_RETURN(const ReadSpeed r, MeasureReading(q.path, main, q.cpu));
+                    SHOAL_ASSIGN_OR_RETURN(const ReadSpeed r,
+                                           MeasureReading(q.path, main, q.cpu, q.memory));
                     return std::vector<double>{r.bytes_per_s, r.read_slowdown, r.decode_slowdown,
                                                r.prefill_slowdown};
                   }));

@@ -20,6 +20,7 @@ struct SpeedQuestion {
   AttentionShape attention;
   KvType kv_type = KvType::kF16;
   CpuOptions cpu;
+  int64_t memory = 0;  // that measuring may take
 };
 
 struct MeasuredSpeed {

@@ -402,8 +402,8 @@ std::string FormatReports(const std::vector<RankReport>& reports) {
   }
   if (repacks) {
     out +=
-        "hint: streamed from a GGUF every part is packed anew for each token; faster: shoal shard "
-        "-m MODEL -o DIR, then -m DIR\n";
+        "hint: streamed from a GGUF every part is packed anew for each token; faster: --disk-cache "
+        "DIR, or shoal shard -m MODEL -o DIR, then -m DIR\n";
   }
   return out;
 }

@@ -1,5 +1,7 @@
 #include "launcher/speed_probe.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -38,9 +40,13 @@ double SecondsOf(double seconds, const std::function<void()>& call) {
 // A matrix larger than caches, and products with it.
 class Product {
  public:
-  static absl::StatusOr<std::unique_ptr<Product>> Create(DType type, const CpuOptions& cpu) {
+  static absl::StatusOr<std::unique_ptr<Product>> Create(DType type, const CpuOptions& cpu,
+                                                         int64_t memory) {
     auto p = std::make_unique<Product>();
-    p->out_rows_ = kBytes / RowBytes(type, kCols) / kPanelRows * kPanelRows;
+    // A server's last cache holds hundreds of MB, and weights of a model are not in it.
+    const int64_t cache = std::max<int64_t>(0, sysconf(_SC_LEVEL3_CACHE_SIZE));
+    const int64_t bytes = std::max(kLeastBytes, std::min(cache / 4 * 5, memory / 3));
+    p->out_rows_ = bytes / RowBytes(type, kCols) / kPanelRows * kPanelRows;
     p->matrix_.shape = MakePackedShape(type, p->out_rows_, 0, kCols);
     SHOAL_ASSIGN_OR_RETURN(p->weights_, Buffer::Allocate(p->matrix_.shape.bytes()));
     // Scales that are small normal numbers.
@@ -65,7 +71,7 @@ class Product {
 
  private:
   static constexpr int kCols = 4096;
-  static constexpr int64_t kBytes = 96 << 20;
+  static constexpr int64_t kLeastBytes = 96 << 20;
   void Multiply(RowCount rows) {
     backend_->Linear(LinearInput::Plain(x_.data(), kCols), kCols, rows,
                      {{&matrix_, nullptr, y_.data(), out_rows_, false}});
@@ -77,8 +83,8 @@ class Product {
   std::vector<float> x_, y_;
 };
 
-// Reads pieces from all over a file, as many in flight as the streamer would have, until it is
-// destroyed.
+// Reads a file from its beginning to its end, again and again as a streamed model is, as many
+// pieces in flight as the streamer would have, until it is destroyed.
 class Reader {
  public:
   static absl::StatusOr<std::unique_ptr<Reader>> Start(const std::string& path) {
@@ -112,9 +118,7 @@ class Reader {
     DepthTuner tuner;
     for (int64_t next = 0; !stop_ && !failed_;) {
       while (file_->in_flight() < tuner.depth()) {
-        // A stretch of 64 pieces here, then one elsewhere: caches of the disk hold no whole model.
-        const int64_t piece = (next / 64 * 977 + next % 64) % pieces;
-        ++next;
+        const int64_t piece = next++ % pieces;
         const int slot = free.back();
         free.pop_back();
         file_->Submit({false, piece * kIoPieceBytes, buffer_.data() + slot * kIoPieceBytes,
@@ -141,8 +145,10 @@ class Reader {
 
 }  // namespace
 
-absl::StatusOr<MultiplySpeed> MeasureMultiplying(DType type, const CpuOptions& cpu) {
-  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Product> product, Product::Create(type, cpu));
+absl::StatusOr<MultiplySpeed> MeasureMultiplying(DType type, const CpuOptions& cpu,
+                                                 int64_t memory) {
+  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Product> product,
+                         Product::Create(type, cpu, memory));
   MultiplySpeed m;
   m.decode = product->bytes() / SecondsOf(0.3, [&] { product->Decode(); });
   m.prefill = product->bytes() * Product::kBatch / SecondsOf(0.3, [&] { product->Prefill(); });
@@ -185,9 +191,10 @@ absl::StatusOr<AttentionSpeed> MeasureAttention(const AttentionShape& shape, KvT
   return speed;
 }
 
-absl::StatusOr<ReadSpeed> MeasureReading(const std::string& path, DType type,
-                                         const CpuOptions& cpu) {
-  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Product> product, Product::Create(type, cpu));
+absl::StatusOr<ReadSpeed> MeasureReading(const std::string& path, DType type, const CpuOptions& cpu,
+                                         int64_t memory) {
+  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Product> product,
+                         Product::Create(type, cpu, memory));
   const auto decode = [&product] { product->Decode(); };
   const auto prefill = [&product] { product->Prefill(); };
   const auto sleep = [](double seconds) {
@@ -197,10 +204,10 @@ absl::StatusOr<ReadSpeed> MeasureReading(const std::string& path, DType type,
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Reader> reader, Reader::Start(path));
   sleep(0.5);  // the depth is being found
   // In turns, so that a disk whose speed comes and goes is not taken for one that is held up.
-  constexpr int kTurns = 4;
+  constexpr int kTurns = 6;
   double alone = 0, beside = 0, decode_beside_s = 0, prefill_beside_s = 0;
   for (int i = 0; i < kTurns; ++i) {
-    alone += reader->RateDuring([&] { sleep(0.3); }) / kTurns;
+    alone += reader->RateDuring([&] { sleep(0.4); }) / kTurns;
     beside +=
         reader->RateDuring([&] { decode_beside_s += SecondsOf(0.15, decode) / kTurns; }) / kTurns;
     prefill_beside_s += SecondsOf(0.15, prefill) / kTurns;

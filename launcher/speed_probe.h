@@ -16,7 +16,8 @@ struct MultiplySpeed {
   double decode = 0;   // bytes of weights per second, with one row
   double prefill = 0;  // with a batch, counted once per row
 };
-absl::StatusOr<MultiplySpeed> MeasureMultiplying(DType type, const CpuOptions& cpu);
+// Of `memory` bytes it takes a third at most, and 96 MiB at least.
+absl::StatusOr<MultiplySpeed> MeasureMultiplying(DType type, const CpuOptions& cpu, int64_t memory);
 
 // Bytes of KV cache per second that rows attend to, counted once per row.
 struct AttentionSpeed {
@@ -34,10 +35,11 @@ struct ReadSpeed {
   // How much longer each takes beside the other.
   double read_slowdown = 1, decode_slowdown = 1, prefill_slowdown = 1;
 };
-// Reads `path` alone, then beside weights of `type` being multiplied: about three seconds.
+// Reads `path` alone, then beside weights of `type` being multiplied: about six seconds. Memory
+// as above.
 // REQUIRES: it has kReadSampleBytes.
-absl::StatusOr<ReadSpeed> MeasureReading(const std::string& path, DType type,
-                                         const CpuOptions& cpu);
+absl::StatusOr<ReadSpeed> MeasureReading(const std::string& path, DType type, const CpuOptions& cpu,
+                                         int64_t memory);
 
 // Bytes of a rank's weights per second, read and packed from a checkpoint by `threads` threads.
 absl::StatusOr<double> MeasurePacking(const Checkpoint& checkpoint, const WeightLayout& layout,

@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/status_macros.h"
+#include "offload/folder_lock.h"
 #include "offload/kv_page_file.h"
 #include "offload/memory_budget.h"
 
@@ -75,22 +76,9 @@ int64_t Evict(int fd, int64_t bytes) {
 
 }  // namespace
 
-absl::StatusOr<KvFolderLock> KvFolderLock::Take(const std::string& dir) {
-  const std::string path = dir + "/.lock";
-  KvFolderLock lock(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (lock.fd_ >= 0 && flock(lock.fd_, LOCK_EX) == 0) return lock;
-  const std::string text = absl::StrCat("cannot lock ", path, ": ", strerror(errno));
-  return errno == EACCES || errno == EROFS ? absl::PermissionDeniedError(text)
-                                           : absl::UnavailableError(text);
-}
-
-KvFolderLock::~KvFolderLock() {
-  if (fd_ >= 0) close(fd_);
-}
-
 absl::Status KvDirectory::Grow(int64_t bytes, const std::function<absl::Status()>& grow) const {
   if (bytes_max_ == 0) return grow();
-  SHOAL_ASSIGN_OR_RETURN(const KvFolderLock lock, KvFolderLock::Take(dir_));
+  SHOAL_ASSIGN_OR_RETURN(const FolderLock lock, FolderLock::Take(dir_));
   const std::vector<PageFile> files = PageFiles(dir_);
   int64_t taken = 0, in_use = 0;
   for (const PageFile& f : files) taken += f.bytes;

@@ -11,24 +11,8 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 
 namespace shoal {
-
-// Held while a page file is opened under its name, or made smaller by someone else. Move-only.
-class KvFolderLock {
- public:
-  static absl::StatusOr<KvFolderLock> Take(const std::string& dir);
-  KvFolderLock(KvFolderLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  KvFolderLock(const KvFolderLock&) = delete;
-  KvFolderLock& operator=(const KvFolderLock&) = delete;
-  KvFolderLock& operator=(KvFolderLock&&) = delete;
-  ~KvFolderLock();
-
- private:
-  explicit KvFolderLock(int fd) : fd_(fd) {}
-  int fd_;
-};
 
 // Any thread; processes take turns by a lock in the folder.
 class KvDirectory {

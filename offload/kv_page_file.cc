@@ -15,7 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "kernels/buffer.h"
 #include "kernels/status_macros.h"
-#include "offload/kv_directory.h"
+#include "offload/folder_lock.h"
 
 namespace shoal {
 namespace {
@@ -84,7 +84,7 @@ absl::StatusOr<int> OpenUnnamed(const std::string& dir, std::string* path) {
 // The named file, locked; -1 when another process has it.
 absl::StatusOr<int> OpenNamed(const std::string& dir, const std::string& path) {
   // Whoever takes pages from files that nobody uses is done when this is ours.
-  SHOAL_ASSIGN_OR_RETURN(const KvFolderLock folder, KvFolderLock::Take(dir));
+  SHOAL_ASSIGN_OR_RETURN(const FolderLock folder, FolderLock::Take(dir));
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (fd < 0) return FileError("cannot open", path, errno);
   if (flock(fd, LOCK_EX | LOCK_NB) == 0) {

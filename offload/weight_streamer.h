@@ -63,8 +63,8 @@ struct StreamerOptions {
   PanelLoader load_panel;
   int loader_threads = 1;
 
-  // Called once per unit, the first time it is whole in memory (checksums).
-  std::function<absl::Status(int unit, const uint8_t* data)> check;
+  // Called once per unit, the first time it is whole in memory (checksums). It may mend the data.
+  std::function<absl::Status(int unit, uint8_t* data)> check;
   std::function<void(int64_t done, int64_t total)> progress;  // while the resident units load
 };
 
@@ -129,7 +129,7 @@ class WeightStreamer final : public WeightSource {
   absl::StatusOr<const uint8_t*> AcquireStreamed(int unit);
   absl::StatusOr<const uint8_t*> AcquireExpert(int unit);
   void ReleaseRows();
-  absl::Status CheckOnce(int unit, const uint8_t* data);
+  absl::Status CheckOnce(int unit, uint8_t* data);
   Slot* FindSlot(int unit, bool take) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Fill* FindRing(int unit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Wake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

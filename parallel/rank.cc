@@ -13,6 +13,7 @@
 #include "offload/memory_budget.h"
 #include "shard/device_store.h"
 #include "shard/placement.h"
+#include "shard/shard_cache.h"
 
 namespace shoal {
 namespace {
@@ -297,6 +298,42 @@ WeightStoreOptions Rank::StoreOptions(const Progress& progress) const {
   return store;
 }
 
+// The weights, from the disk cache where that helps. What is wrong with the cache costs time, never
+// the run: it is packed anew, or done without.
+absl::StatusOr<WeightStore> Rank::OpenCached(const Checkpoint& checkpoint, bool streams,
+                                             const Progress& progress, const OpenStore& open) {
+  WeightStoreOptions store = StoreOptions(progress);
+  const bool sharded = dynamic_cast<const ShardDirectory*>(&checkpoint) != nullptr;
+  if (options_.disk_cache.empty() || !streams || sharded) return open(checkpoint, store);
+  const auto warn = [this](const absl::Status& s, const char* then) {
+    if (options_.warn) options_.warn(absl::StrCat(s.message(), then));
+  };
+  ShardCacheOptions cache;
+  cache.dir = options_.disk_cache;
+  cache.memory = options_.memory != 0 ? std::max<int64_t>(1, options_.memory) : 0;
+  cache.write.shard = options_.shard;
+  cache.write.threads = store.threads;
+  cache.write.progress = progress;
+  store.source = &checkpoint;
+  store.warn = options_.warn;
+  for (const bool anew : {false, true}) {
+    absl::StatusOr<std::unique_ptr<ShardDirectory>> cached =
+        OpenShardCache(checkpoint, config_, cache, anew);
+    if (!cached.ok()) {
+      warn(cached.status(), "; weights are packed again for each token (--disk-cache)");
+      break;
+    }
+    cached_ = *std::move(cached);
+    absl::StatusOr<WeightStore> opened = open(*cached_, store);
+    const bool damaged = absl::IsDataLoss(opened.status()) ||
+                         absl::IsInvalidArgument(opened.status()) ||
+                         absl::IsNotFound(opened.status());
+    if (!damaged) return opened;
+    warn(opened.status(), anew ? "" : " (this is done now)");
+  }
+  return open(checkpoint, StoreOptions(progress));
+}
+
 // Places the weights in what the rest leaves of the rank's budget, and opens them there.
 absl::Status Rank::LoadWeights(const Checkpoint& checkpoint, const Progress& progress) {
   budget_ = std::make_unique<MemoryBudget>(
@@ -310,8 +347,10 @@ absl::Status Rank::LoadWeights(const Checkpoint& checkpoint, const Progress& pro
     return DoesNotFit(options_.memory, LeastWeightBytes(layout_, config_, options_.rows), "--ram");
   }
   SHOAL_RETURN_IF_ERROR(budget_->Reserve("weights", placement->held_bytes));
-  SHOAL_ASSIGN_OR_RETURN(weights_,
-                         OpenWeights(checkpoint, layout_, *placement, StoreOptions(progress)));
+  const OpenStore open = [&](const Checkpoint& from, const WeightStoreOptions& store) {
+    return OpenWeights(from, layout_, *placement, store);
+  };
+  SHOAL_ASSIGN_OR_RETURN(weights_, OpenCached(checkpoint, placement->streams(), progress, open));
   memory_.weights = placement->held_bytes;
   memory_.streamed = placement->bytes_per_token();
   return absl::OkStatus();
@@ -330,8 +369,11 @@ absl::Status Rank::LoadDeviceWeights(const Checkpoint& checkpoint, const Progres
   if (budget < least) return DoesNotFit(all, least, "--vram");
   SHOAL_ASSIGN_OR_RETURN(const DevicePlacement placement,
                          PlaceOnDevice(layout_, config_, budget, host, options_.rows));
-  SHOAL_ASSIGN_OR_RETURN(weights_, OpenDeviceWeights(checkpoint, layout_, placement, *backend_,
-                                                     StoreOptions(progress)));
+  const OpenStore open = [&](const Checkpoint& from, const WeightStoreOptions& store) {
+    return OpenDeviceWeights(from, layout_, placement, *backend_, store);
+  };
+  SHOAL_ASSIGN_OR_RETURN(weights_,
+                         OpenCached(checkpoint, placement.host.streams(), progress, open));
   memory_.weights = placement.device_bytes;
   memory_.streamed = placement.device.bytes_per_token();
   return absl::OkStatus();

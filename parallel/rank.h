@@ -23,6 +23,7 @@
 #include "parallel/scheduler.h"
 #include "shard/checkpoint.h"
 #include "shard/model_config.h"
+#include "shard/shard_file.h"
 #include "shard/shard_plan.h"
 #include "shard/weight_layout.h"
 #include "shard/weight_store.h"
@@ -48,6 +49,10 @@ struct EngineOptions {
   int kv_tokens = 0;  // KV pool; 0: context * sequences; less than a context: see StreamsKv
   bool prefix_cache = true;
   KvDiskOptions kv_disk;
+  // Weights that are streamed from a GGUF are packed once into this folder, for this run and later
+  // ones (shard/shard_cache.h); empty: they are packed again for each token.
+  std::string disk_cache;
+  std::function<void(const std::string&)> warn;  // of what was mended or is slower; any thread
   // Bytes for all that the rank holds, negative when there is less than nothing; 0: no limit,
   // nothing is streamed.
   int64_t memory = 0;
@@ -157,6 +162,10 @@ class Rank {
   absl::Status LoadWeights(const Checkpoint& checkpoint, const Progress& progress);
   absl::Status LoadDeviceWeights(const Checkpoint& checkpoint, const Progress& progress);
   WeightStoreOptions StoreOptions(const Progress& progress) const;
+  using OpenStore =
+      std::function<absl::StatusOr<WeightStore>(const Checkpoint&, const WeightStoreOptions&)>;
+  absl::StatusOr<WeightStore> OpenCached(const Checkpoint& checkpoint, bool streams,
+                                         const Progress& progress, const OpenStore& open);
   absl::Status DoesNotFit(int64_t budget, int64_t least, const char* flag) const;
   RankStats StatsNow() const;
   absl::Status Compute(const Batch& batch);
@@ -174,6 +183,7 @@ class Rank {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Mesh> mesh_;
   WeightLayout layout_;
+  std::unique_ptr<ShardDirectory> cached_;  // what weights_ reads, with a disk cache
   WeightStore weights_;
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<KvPager> pager_;  // uses kv_

@@ -168,6 +168,19 @@ absl::Status ShardDirectory::CheckUnitOnDisk(int rank, int unit,
   return absl::OkStatus();
 }
 
+absl::Status ShardDirectory::Repair(int rank, int unit, const Checkpoint& source,
+                                    uint8_t* data) const {
+  const WeightUnit& u = manifest_.ranks[rank].layout.units[unit];
+  SHOAL_RETURN_IF_ERROR(LoadUnit(source, u, data));
+  SHOAL_RETURN_IF_ERROR(CheckUnit(rank, unit, data));
+  AsyncFile::Options options;
+  options.write = true;
+  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<AsyncFile> file,
+                         AsyncFile::Open(RankPath(rank), options));
+  return file->Transfer(true, kShardDataOffset + u.offset, data,
+                        (u.bytes + kIoAlignment - 1) / kIoAlignment * kIoAlignment);
+}
+
 absl::Status ShardDirectory::Verify(const ByteProgress& progress) const {
   int64_t total = 0, done = 0, largest = 2 << 20;
   for (const ShardRank& r : manifest_.ranks) {

@@ -60,6 +60,9 @@ class ShardDirectory final : public Checkpoint {
   absl::Status CheckUnit(int rank, int unit, const uint8_t* data) const;
   // The same, reading it by and by: for a unit that is never whole in memory.
   absl::Status CheckUnitOnDisk(int rank, int unit, const AsyncFile::Options& options) const;
+  // Packs a unit that is damaged from its source once more, into `data` (whole blocks of
+  // kIoAlignment) and into the file.
+  absl::Status Repair(int rank, int unit, const Checkpoint& source, uint8_t* data) const;
   // Reads everything. Lists every extent that differs.
   absl::Status Verify(const ByteProgress& progress) const;
 

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/buffer.h"
 #include "kernels/status_macros.h"
 #include "shard/shard_file.h"
@@ -91,8 +92,12 @@ absl::StatusOr<WeightStore> OpenWeights(const Checkpoint& checkpoint, const Weig
       if (placement.tiers[i] == Tier::kResident) continue;
       SHOAL_RETURN_IF_ERROR(directory->CheckUnitOnDisk(rank, static_cast<int>(i), options.file));
     }
-    s.check = [directory, rank](int unit, const uint8_t* data) {
-      return directory->CheckUnit(rank, unit, data);
+    s.check = [directory, rank, source = options.source, warn = options.warn](int unit,
+                                                                              uint8_t* data) {
+      const absl::Status status = directory->CheckUnit(rank, unit, data);
+      if (status.ok() || source == nullptr) return status;
+      if (warn) warn(absl::StrCat(status.message(), " (this is done now)"));
+      return directory->Repair(rank, unit, *source, data);
     };
     store.origin = s.path;
   } else {

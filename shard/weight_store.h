@@ -21,6 +21,10 @@ struct WeightStoreOptions {
   int threads = 1;          // that load what stays, and repack what is streamed from a GGUF
   AsyncFile::Options file;  // engine, and faults for tests
   std::function<void(int64_t done, int64_t total)> progress;
+  // What the shard directory is made from, when that is at hand: a unit that turns out damaged is
+  // packed from it again, in memory and in the file, and `warn` hears of it.
+  const Checkpoint* source = nullptr;
+  std::function<void(const std::string&)> warn;
   // Units that are never asked for, as they are on a device; empty: none. They are neither read nor
   // given memory.
   std::vector<bool> skip;

@@ -12,7 +12,7 @@ weights in memory, measured first unless given. Printed for each run:
   read/(W-R)  bytes read per token, of the weights that are not in memory
   I/O cpu     CPU time of the threads that read, per second
   peak        the cgroup's, of its limit
-  plan        what shoal plan said before the run, of what was measured
+  plan        what shoal plan said before the runs of a cap, of what was measured
 """
 import argparse
 import json
@@ -113,11 +113,12 @@ def main():
           '| ---: ' * 11 + '|', flush=True)
     for cap in a.caps.split(','):
         limit = int(float(cap[:-1]) * UNITS[cap[-1]]) if cap[-1] in UNITS else int(weights * float(cap) / 100)
+        with Cgroup(limit) as group:
+            said = plan(group, a)
         for prompt, generate in ((a.prompt, 0), (0, a.generate)):
             if prompt + generate == 0:
                 continue
             with Cgroup(limit) as group:
-                said = plan(group, a)
                 before = fio(file)
                 got = bench(group, a, prompt, generate)[0]
                 after = fio(file)

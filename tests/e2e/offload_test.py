@@ -63,12 +63,57 @@ class OffloadTest(harness.TestCase):
 
     def test_the_answer_does_not_depend_on_memory(self):
         whole, _ = self.ids(self.model)
-        for model, note in ((self.shards, ''), (self.model, 'faster: shoal shard')):
+        for model, note in ((self.shards, ''), (self.model, 'faster: --disk-cache')):
             with self.subTest(model=model):
                 streamed, err = self.ids(model, '--ram', RAM)
                 self.assertEqual(streamed, whole)
                 self.assertRegex(err, r'reads [1-9][\d.]* MB for each token')
                 self.assertIn(note, err)
+
+    def test_disk_cache(self):
+        folder = self.scratch / 'cache'
+        flags = ('--disk-cache', folder)
+        for split in ((), ('--tp', 2, '--in-process'), ('--pp', 2, '--in-process')):
+            with self.subTest(split=split):
+                whole, _ = self.ids(self.model, *split)
+                ram = '250M' if split else RAM
+                for _ in range(2):
+                    streamed, err = self.ids(self.model, *flags, *split, '--ram', ram)
+                    self.assertEqual(streamed, whole)
+                    self.assertRegex(err, r'reads [1-9][\d.]* MB for each token')
+                    self.assertNotIn('packed', err)
+        self.ids(self.model, '--disk-cache', self.scratch / 'unused')  # fits in memory
+        self.assertFalse((self.scratch / 'unused').exists())
+
+    def test_a_damaged_disk_cache_is_mended(self):
+        whole, _ = self.ids(self.model)
+        flags = ('--ram', RAM, '--disk-cache', self.scratch / 'cache')
+        _, quiet = self.ids(self.model, *flags)
+        self.assertNotIn('shoal:', quiet)
+        rank, = self.scratch.glob('cache/*/rank-000.shard')
+        size = rank.stat().st_size
+        damages = [lambda: self.flip(rank, 5000),          # the embedding
+                   lambda: self.flip(rank, size // 2),     # a layer
+                   lambda: self.flip(rank, size - 500_000),
+                   lambda: self.flip(rank, 9),             # the header
+                   lambda: os.truncate(rank, size - 4096),
+                   rank.unlink,
+                   lambda: (rank.parent / 'manifest.json').write_text('{')]
+        for number, damage in enumerate(damages):
+            with self.subTest(damage=number):
+                damage()
+                got, err = self.ids(self.model, *flags)
+                self.assertEqual(got, whole)
+                if number < len(damages) - 1:
+                    self.assertIn('shoal: ', err)
+                self.assert_ok(harness.shoal('shard', '--verify', '-o', rank.parent, '-q'))
+
+    def test_a_disk_cache_that_cannot_be(self):
+        blocked = self.scratch / 'file'
+        blocked.write_text('')
+        got, err = self.ids(self.model, '--ram', RAM, '--disk-cache', blocked / 'x')
+        self.assertEqual(got, self.ids(self.model)[0])
+        self.assertIn('weights are packed again for each token', err)
 
     def test_without_io_uring(self):
         script = self.scratch / 'without.py'
@@ -106,7 +151,9 @@ class OffloadTest(harness.TestCase):
                 shards = self.copy()
                 rank = shards / 'rank-000.shard'
                 self.flip(rank, place % rank.stat().st_size)
-                self.refused(MALFORMED, shards, 'rank-000.shard', name, 'does not have its checksum', 'shoal shard')
+                result = self.refused(MALFORMED, shards, 'rank-000.shard', name, 'does not have its checksum',
+                                      'shoal shard')
+                self.assertEqual(result.out, b'')  # not even the prompt
                 result = harness.shoal('shard', '--verify', '-o', shards, '-q')
                 self.assertEqual(result.code, MALFORMED, str(result))
                 shutil.rmtree(shards)
@@ -152,6 +199,13 @@ class OffloadTest(harness.TestCase):
         self.assertGreater(rank['disk_bytes_per_token'], 0)
         self.assertLess(rank['resident_bytes'] + rank['streaming_buffer_bytes'], rank['budget_bytes'])
         self.assertLess(rank['least_bytes'], rank['budget_bytes'])
+        # The least that works does, and is said when there is less.
+        self.ids(self.shards, '--ram', first['least_ram_bytes'])
+        self.assertLess(first['least_ram_bytes'], 190 << 20)
+        less = harness.shoal('plan', '-m', self.shards, '--ram', '90M', *SMALL, env=cache)
+        self.assertEqual(less.code, TOO_BIG, str(less))
+        said = int(re.search(r'the least that works is --ram (\d+)M for each host', less.err)[1])
+        self.assertLess(abs(said - (first['least_ram_bytes'] >> 20)), 32)  # the process itself
         self.assertGreater(first['decode_tokens_per_s_with_one_more_gib'], first['decode_tokens_per_s'])
         self.assertEqual(plan('--ram', '4G')['ranks'][0]['disk_bytes_per_token'], 0)
         self.assertGreater(first['prefill_kv_bytes_per_s'], 0)

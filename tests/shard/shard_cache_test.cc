@@ -1,0 +1,169 @@
+// The disk cache of packed weights: packed once, and never a wrong byte whatever lies in the
+// folder.
+#include "shard/shard_cache.h"
+
+#include <errno.h>
+#include <utime.h>
+
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/buffer.h"
+#include "shard/weight_store.h"
+#include "tests/shard/gguf_writer.h"
+#include "tests/shard/temp_dir.h"
+
+namespace shoal {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+
+class ShardCacheTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    TinyModelGguf(TinyModel{}).WriteTo(temp_.File("model.gguf"));
+    OpenModel();
+    options_.dir = temp_.File("cache");
+    options_.write.progress = [this](int64_t, int64_t) { ++packed_; };
+  }
+  void OpenModel() {
+    checkpoint_ = *OpenCheckpoint(temp_.File("model.gguf"));
+    config_ = *ReadModelConfig(*checkpoint_);
+  }
+  absl::StatusOr<std::unique_ptr<ShardDirectory>> Open(bool anew = false) {
+    return OpenShardCache(*checkpoint_, config_, options_, anew);
+  }
+  // Whether this call had to pack.
+  bool Packs(bool anew = false) {
+    packed_ = 0;
+    const auto d = Open(anew);
+    EXPECT_TRUE(d.ok()) << d.status();
+    EXPECT_TRUE(d.ok() && (*d)->Verify(nullptr).ok());
+    return packed_ > 0;
+  }
+  std::vector<std::string> Entries() const {
+    std::vector<std::string> names;
+    if (!fs::exists(options_.dir)) return names;
+    for (const auto& e : fs::directory_iterator(options_.dir)) names.push_back(e.path());
+    return names;
+  }
+  static void Flip(const std::string& path, int64_t at) {
+    std::fstream f(path, std::ios::binary | std::ios::in | std::ios::out);
+    f.seekg(at);
+    const char c = static_cast<char>(f.get() ^ 0x10);
+    f.seekp(at);
+    f.put(c);
+  }
+
+  TempDir temp_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  ModelConfig config_;
+  ShardCacheOptions options_;
+  std::atomic<int> packed_{0};
+};
+
+TEST_F(ShardCacheTest, PacksOnceForEachModelAndPlan) {
+  EXPECT_TRUE(Packs());
+  EXPECT_FALSE(Packs());
+  options_.write.shard.tp = 2;
+  EXPECT_TRUE(Packs());
+  options_.write.shard.tp = 1;
+  EXPECT_FALSE(Packs());
+  EXPECT_THAT(Entries(), SizeIs(2));
+  EXPECT_TRUE(Packs(/*anew=*/true));
+  // Written since: the same name, perhaps other weights.
+  const utimbuf then = {1000000000, 1000000000};
+  ASSERT_EQ(utime(temp_.File("model.gguf").c_str(), &then), 0);
+  OpenModel();
+  EXPECT_TRUE(Packs());
+  EXPECT_THAT(Entries(), SizeIs(3));
+}
+
+TEST_F(ShardCacheTest, ADamagedManifestIsPackedAnew) {
+  EXPECT_TRUE(Packs());
+  Flip(Entries()[0] + "/manifest.json", 3);
+  EXPECT_TRUE(Packs());
+  fs::resize_file(Entries()[0] + "/model.gguf", 20);
+  EXPECT_TRUE(Packs());
+  fs::remove(Entries()[0] + "/manifest.json");
+  EXPECT_TRUE(Packs());
+  EXPECT_FALSE(Packs());
+}
+
+TEST_F(ShardCacheTest, ThreadsAndProcessesTakeTurns) {
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([this] {
+      ShardCacheOptions mine = options_;
+      std::atomic<int> calls{0};
+      mine.write.progress = [&calls, this](int64_t, int64_t) {
+        if (calls++ == 0) ++packed_;
+      };
+      const auto d = OpenShardCache(*checkpoint_, config_, mine, false);
+      EXPECT_TRUE(d.ok()) << d.status();
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(packed_, 1);
+  EXPECT_FALSE(Packs());
+}
+
+TEST_F(ShardCacheTest, WhatDoesNotFitLeavesNothingBehind) {
+  options_.write.file.fault = [](const IoPiece& piece) { return piece.write ? ENOSPC : 0; };
+  EXPECT_EQ(Open().status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(Entries(), SizeIs(0));
+  options_.write.file.fault = nullptr;
+  options_.memory = 1000;
+  const absl::Status small = Open().status();
+  EXPECT_EQ(small.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(small.message()), HasSubstr("of memory"));
+  EXPECT_THAT(Entries(), SizeIs(0));
+  options_.memory = 0;
+  EXPECT_TRUE(Packs());
+}
+
+// Each unit of the file is damaged in turn; all of them stream. What comes out is what the GGUF
+// holds, also the second time a unit passes, when nothing compares it.
+TEST_F(ShardCacheTest, ADamagedUnitIsMendedFromTheSource) {
+  const auto d = Open();
+  ASSERT_TRUE(d.ok());
+  const WeightLayout& layout = (*d)->manifest().ranks[0].layout;
+  const Placement placement =
+      *PlaceWeights(layout, config_, LeastWeightBytes(layout, config_, 4), 4);
+  ASSERT_TRUE(placement.streams());
+  int mended = 0;
+  for (size_t i = 0; i < layout.units.size(); ++i) {
+    if (layout.units[i].kind == WeightUnit::Kind::kEmbedding) continue;
+    const WeightExtent& e = layout.units[i].extents.back();
+    Flip((*d)->RankPath(0), kShardDataOffset + layout.units[i].offset + e.offset + e.bytes / 2);
+    WeightStoreOptions options;
+    std::vector<std::string> warnings;
+    options.source = checkpoint_.get();
+    options.warn = [&warnings](const std::string& w) { warnings.push_back(w); };
+    const auto store = OpenWeights(**d, layout, placement, options);
+    ASSERT_TRUE(store.ok()) << store.status();
+    for (int pass = 0; pass < 2; ++pass) {
+      for (size_t u = 0; u < layout.units.size(); ++u) {
+        if (layout.units[u].kind == WeightUnit::Kind::kEmbedding) continue;
+        const auto got = store->source->Acquire(static_cast<int>(u));
+        ASSERT_TRUE(got.ok()) << got.status();
+        EXPECT_TRUE((*d)->CheckUnit(0, static_cast<int>(u), *got).ok()) << u << " in pass " << pass;
+        store->source->Release(static_cast<int>(u));
+      }
+    }
+    EXPECT_THAT(warnings, SizeIs(1)) << i;
+    mended += static_cast<int>(warnings.size());
+  }
+  EXPECT_GT(mended, 3);
+  EXPECT_TRUE((*d)->Verify(nullptr).ok());
+}
+
+}  // namespace
+}  // namespace shoal
