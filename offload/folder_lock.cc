@@ -12,7 +12,7 @@
 namespace shoal {
 
 absl::StatusOr<FolderLock> FolderLock::Take(const std::string& dir) {
-  const std::string path = dir + "/.lock";
+  const std::string path = absl::StrCat(dir, "/", kFile);
   FolderLock lock(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (lock.fd_ >= 0 && flock(lock.fd_, LOCK_EX) == 0) return lock;
   const std::string text = absl::StrCat("cannot lock ", path, ": ", strerror(errno));

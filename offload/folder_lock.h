@@ -8,9 +8,10 @@
 
 namespace shoal {
 
-// Of the file `.lock` in it; let go of when this goes, or the process. Move-only.
+// Of the file kFile in it; let go of when this goes, or the process. Move-only.
 class FolderLock {
  public:
+  static constexpr char kFile[] = ".lock";
   // Waits for whoever has it. kPermissionDenied, kUnavailable.
   static absl::StatusOr<FolderLock> Take(const std::string& dir);
   FolderLock(FolderLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}

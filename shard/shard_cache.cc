@@ -49,6 +49,16 @@ int64_t PackingBytes(const Checkpoint& checkpoint, const ModelConfig& config,
   return 2 * largest;
 }
 
+// All but the lock: whoever waits for it has the file open, and would share it with nobody who
+// comes later.
+void RemovePacked(const std::string& dir) {
+  std::error_code error;
+  for (const fs::directory_entry& e : fs::directory_iterator(dir, error)) {
+    std::error_code ignored;
+    if (e.path().filename() != FolderLock::kFile) fs::remove_all(e.path(), ignored);
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ShardDirectory>> OpenShardCache(const Checkpoint& checkpoint,
@@ -83,7 +93,7 @@ absl::StatusOr<std::unique_ptr<ShardDirectory>> OpenShardCache(const Checkpoint&
     status = WriteShards(checkpoint, config, dir, write).status();
   }
   if (status.ok()) return ShardDirectory::Open(dir);
-  fs::remove_all(dir, error);
+  RemovePacked(dir);
   return status;
 }
 

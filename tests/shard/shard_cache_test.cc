@@ -14,6 +14,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/buffer.h"
+#include "offload/folder_lock.h"
 #include "shard/weight_store.h"
 #include "tests/shard/gguf_writer.h"
 #include "tests/shard/temp_dir.h"
@@ -52,6 +53,14 @@ class ShardCacheTest : public testing::Test {
     std::vector<std::string> names;
     if (!fs::exists(options_.dir)) return names;
     for (const auto& e : fs::directory_iterator(options_.dir)) names.push_back(e.path());
+    return names;
+  }
+  // Names of what takes room in the cache.
+  std::vector<std::string> Files() const {
+    std::vector<std::string> names;
+    for (const auto& e : fs::recursive_directory_iterator(options_.dir)) {
+      if (e.is_regular_file() && e.file_size() > 0) names.push_back(e.path());
+    }
     return names;
   }
   static void Flip(const std::string& path, int64_t at) {
@@ -118,13 +127,15 @@ TEST_F(ShardCacheTest, ThreadsAndProcessesTakeTurns) {
 TEST_F(ShardCacheTest, WhatDoesNotFitLeavesNothingBehind) {
   options_.write.file.fault = [](const IoPiece& piece) { return piece.write ? ENOSPC : 0; };
   EXPECT_EQ(Open().status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(Entries(), SizeIs(0));
+  EXPECT_THAT(Files(), SizeIs(0));
+  // Whoever waits for the lock has this file open; one that comes later must find the same.
+  EXPECT_TRUE(fs::exists(Entries()[0] + "/" + FolderLock::kFile));
   options_.write.file.fault = nullptr;
   options_.memory = 1000;
   const absl::Status small = Open().status();
   EXPECT_EQ(small.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(small.message()), HasSubstr("of memory"));
-  EXPECT_THAT(Entries(), SizeIs(0));
+  EXPECT_THAT(Files(), SizeIs(0));
   options_.memory = 0;
   EXPECT_TRUE(Packs());
 }
