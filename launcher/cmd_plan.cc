@@ -1,6 +1,7 @@
 // shoal plan: who holds what in which tier, how fast that will be, and what bounds it.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <optional>
@@ -67,7 +68,8 @@ struct Together {
 };
 
 struct WholePlan {
-  std::string path;
+  std::string given;  // -m
+  std::string path;   // of the file; the demo model's is in /proc
   ModelConfig config;
   EngineOptions options;
   int page_records = 0;  // KV pages on disk, of each rank
@@ -114,13 +116,13 @@ absl::Status PlaceRank(const WholePlan& whole, RankForecast& r) {
   const absl::StatusOr<Placement> placement =
       PlaceWeights(r.layout, whole.config, budget - others, whole.options.rows);
   if (!placement.ok()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("rank ", r.plan.rank, " has ", FormatBytes(budget), " and needs ",
-                     FormatBytes(r.least + others), " at least: weights ", FormatBytes(r.least),
-                     " (streamed), KV cache ", FormatBytes(r.memory.kv), ", workspace ",
-                     FormatBytes(r.memory.workspace), "; the least that works is --ram ",
-                     (LeastRam(whole) >> 20) + 1,
-                     "M for each host; less with a smaller context (-c) or batch (-b)"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "rank ", r.plan.rank, budget > 0 ? " has " : " lacks ", FormatBytes(std::abs(budget)),
+        budget > 0 ? "" : " for the program alone", " and needs ", FormatBytes(r.least + others),
+        " at least: weights ", FormatBytes(r.least), " (streamed), KV cache ",
+        FormatBytes(r.memory.kv), ", workspace ", FormatBytes(r.memory.workspace),
+        "; the least that works is --ram ", (LeastRam(whole) >> 20) + 1,
+        "M for each host; less with a smaller context (-c) or batch (-b)"));
   }
   r.placement = *placement;
   SHOAL_ASSIGN_OR_RETURN(r.with_one_more, PlaceWeights(r.layout, whole.config,
@@ -295,7 +297,7 @@ absl::Status FindGpus(const PlanFlags& f, int ranks_per_host, WholePlan& whole) 
 absl::StatusOr<WholePlan> MakePlan(const PlanFlags& f) {
   WholePlan whole;
   SHOAL_ASSIGN_OR_RETURN(whole.options, ToEngineOptions(f.model));
-  whole.path = f.model.model;
+  whole.given = whole.path = f.model.model;
   if (whole.path.empty()) {
     SHOAL_ASSIGN_OR_RETURN(whole.path, DemoModelPath());
   }
@@ -352,6 +354,11 @@ absl::StatusOr<WholePlan> MakePlan(const PlanFlags& f) {
   return whole;
 }
 
+// Three digits: a prediction has no more.
+std::string ShortRate(double rate) {
+  return fmt::format("{:.{}f} tokens/s", rate, rate < 9.995 ? 2 : rate < 99.95 ? 1 : 0);
+}
+
 double Gb(int64_t bytes) { return static_cast<double>(bytes) / 1e9; }
 
 int64_t StaysOnGpu(const DevicePlacement& d) {
@@ -393,11 +400,11 @@ void PrintRank(const WholePlan& w, const RankForecast& r) {
     fmt::print("  how fast is not known: there is no GPU here; say it with --gpu-speed\n");
   } else {
     fmt::print(
-        "  decode {:.2f} tokens/s ({} {:.0f} ms, computing {:.0f} ms: bound by {}), {:.2f} at "
-        "the end of the context; prefill {:.1f}\n",
-        Rate(r.forecast.decode_s), r.device.has_value() ? "sending" : "reading",
+        "  decode {} ({} {:.0f} ms, computing {:.0f} ms: bound by {}), {} at the end of the "
+        "context; prefill {}\n",
+        ShortRate(Rate(r.forecast.decode_s)), r.device.has_value() ? "sending" : "reading",
         r.forecast.stream_s * 1e3, r.forecast.compute_s * 1e3, r.forecast.bound,
-        Rate(r.decode_full_s), Rate(r.forecast.prefill_s, w.options.rows));
+        ShortRate(Rate(r.decode_full_s)), ShortRate(Rate(r.forecast.prefill_s, w.options.rows)));
   }
   fmt::print("  context: up to {} tokens in {}", std::min<int64_t>(r.context_max, w.config.context),
              r.device.has_value() ? "the GPU's memory" : "memory");
@@ -420,13 +427,15 @@ bool SpeedIsKnown(const WholePlan& w) {
 }
 
 void PrintText(const WholePlan& w) {
-  fmt::print("{}: {}, {} ranks\n", w.path,
-             w.config.name.empty() ? w.config.architecture : w.config.name, w.ranks.size());
-  fmt::print(
-      "measured {}: disk {:.2f} GB/s, weights x one row {:.1f} GB/s, x a batch {:.0f} GB/s per "
-      "row\n",
-      w.speed.date, w.speed.speed.read_bytes_per_s / 1e9, w.speed.speed.decode_bytes_per_s / 1e9,
-      w.speed.speed.prefill_bytes_per_s / 1e9);
+  fmt::print("{}: {}, {} rank{}\n", w.given.empty() ? "built in" : w.given,
+             w.config.name.empty() ? w.config.architecture : w.config.name, w.ranks.size(),
+             w.ranks.size() == 1 ? "" : "s");
+  fmt::print("measured {}: ", w.speed.date);
+  if (w.speed.speed.read_bytes_per_s > 0) {
+    fmt::print("disk {:.2f} GB/s, ", w.speed.speed.read_bytes_per_s / 1e9);
+  }
+  fmt::print("weights x one row {:.1f} GB/s, x a batch {:.0f} GB/s per row\n",
+             w.speed.speed.decode_bytes_per_s / 1e9, w.speed.speed.prefill_bytes_per_s / 1e9);
   if (w.gpu.has_value()) {
     fmt::print(
         "GPU, {}: memory {:.0f} GB/s, f16 products {:.0f} TFLOP/s, from host memory {:.1f} GB/s\n",
@@ -437,15 +446,15 @@ void PrintText(const WholePlan& w) {
   for (const RankForecast& r : w.ranks) PrintRank(w, r);
   if (!SpeedIsKnown(w)) return;
   const Together& t = w.together;
-  fmt::print("together: decode {:.2f} tokens/s, prefill {:.1f} tokens/s\n", Rate(t.decode),
-             Rate(t.prefill, w.options.rows));
+  fmt::print("together: decode {}, prefill {}\n", ShortRate(Rate(t.decode)),
+             ShortRate(Rate(t.prefill, w.options.rows)));
   if (t.decode_one_more < t.decode * 0.99) {
-    fmt::print("one more GiB per rank: decode {:.2f} tokens/s\n", Rate(t.decode_one_more));
+    fmt::print("one more GiB per rank: decode {}\n", ShortRate(Rate(t.decode_one_more)));
   } else {
     fmt::print("more memory would not make it faster\n");
   }
   if (!OnGpu(w))
-    fmt::print("least memory that works: --ram {}M for each host\n", (LeastRam(w) >> 20) + 1);
+    fmt::print("enough to run at all, slower: --ram {}M for each host\n", (LeastRam(w) >> 20) + 1);
   if (ReadsDisk(w.ranks[0]) && PacksForEachToken(w)) {
     fmt::print(
         "hint: streamed from a GGUF every part is packed anew for each token; faster: --disk-cache "
