@@ -110,7 +110,8 @@ void ScoreTile(const AttendArgs& args, int first, int block) {
           PrefetchNear(k[b] + at + kNearBytes / kBlocks + line);
         }
       }
-      SHOAL_UNROLL for (int d = pair; d < pair + kDims; ++d) {
+      SHOAL_UNROLL for (int j = 0; j < kDims; ++j) {
+        const int d = pair + j;
         Vec kv[kVecs];
         SHOAL_UNROLL for (int v = 0; v < kVecs; ++v) {
           kv[v] = Type::Load(k[v / kBlockVecs], d * kBlockTokens + v % kBlockVecs * kLanes);
