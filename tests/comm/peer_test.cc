@@ -99,13 +99,15 @@ struct Rank {
   PeerResult peer;
 };
 
-// Both ranks, each on a thread of its own; `body` after both are connected.
+// Both ranks, each on a thread of its own; `body` after both are connected. What a rank has
+// outlives both threads, as the driver keeps memory that a living process has mapped.
 void WithRanks(const std::function<void(int, PretendedDevice&)>& prepare,
                const std::function<void(int, Rank&, Communicator&)>& body,
                absl::Duration stall = absl::Seconds(60)) {
   auto worlds = MakeInProcessCommunicators(2, stall);
+  Rank ranks[2];
   const auto main = [&](int r) {
-    Rank rank;
+    Rank& rank = ranks[r];
     prepare(r, rank.device);
     auto peer = MakePeerCommunicator(std::make_unique<CountingBase>(*worlds[r], &rank.base_sums),
                                      *worlds[r], rank.device);
