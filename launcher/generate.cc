@@ -6,6 +6,7 @@
 
 #include "fmt/format.h"
 #include "kernels/status_macros.h"
+#include "launcher/exit_code.h"
 #include "launcher/utf8_stream.h"
 
 namespace shoal {
@@ -28,7 +29,12 @@ absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
   const Clock::time_point start = Clock::now();
   Clock::time_point first = start;
   Utf8Stream utf8;
-  SHOAL_ASSIGN_OR_RETURN(const SequenceId id, engine.Submit(std::move(request)));
+  const absl::StatusOr<SequenceId> submitted = engine.Submit(std::move(request));
+  if (absl::IsInvalidArgument(submitted.status())) {  // the prompt, not a file
+    return WithExitCode(submitted.status(), kExitUsage);
+  }
+  SHOAL_RETURN_IF_ERROR(submitted.status());
+  const SequenceId id = *submitted;
   bool asked_to_stop = false;
   int drawn = 0;
   while (g.finish == FinishReason::kNone) {

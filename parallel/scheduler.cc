@@ -65,7 +65,8 @@ absl::StatusOr<SequenceId> Scheduler::Submit(SequenceRequest request) {
         "the prompt has ", length, " tokens, but the ", by_context ? "context" : "KV cache",
         " holds ", most, ": shorten it or ",
         by_context ? "raise the context (-c)"
-                   : "raise --kv-tokens; with --kv-disk it may be larger than memory"));
+                   : "raise --kv-tokens; with --kv-disk for a whole context and --kv-tokens 768 or "
+                     "more it may be larger than memory"));
   }
   if (request.prompt_length < 0 || request.prompt_length > length) {
     return absl::InvalidArgumentError(
