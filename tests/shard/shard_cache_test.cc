@@ -8,7 +8,6 @@
 #include <atomic>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <thread>
 
 #include "gmock/gmock.h"
@@ -63,13 +62,6 @@ class ShardCacheTest : public testing::Test {
     }
     return names;
   }
-  static void Flip(const std::string& path, int64_t at) {
-    std::fstream f(path, std::ios::binary | std::ios::in | std::ios::out);
-    f.seekg(at);
-    const char c = static_cast<char>(f.get() ^ 0x10);
-    f.seekp(at);
-    f.put(c);
-  }
 
   TempDir temp_;
   std::unique_ptr<Checkpoint> checkpoint_;
@@ -97,7 +89,7 @@ TEST_F(ShardCacheTest, PacksOnceForEachModelAndPlan) {
 
 TEST_F(ShardCacheTest, ADamagedManifestIsPackedAnew) {
   EXPECT_TRUE(Packs());
-  Flip(Entries()[0] + "/manifest.json", 3);
+  FlipBit(Entries()[0] + "/manifest.json", 3);
   EXPECT_TRUE(Packs());
   fs::resize_file(Entries()[0] + "/model.gguf", 20);
   EXPECT_TRUE(Packs());
@@ -153,7 +145,7 @@ TEST_F(ShardCacheTest, ADamagedUnitIsMendedFromTheSource) {
   for (size_t i = 0; i < layout.units.size(); ++i) {
     if (layout.units[i].kind == WeightUnit::Kind::kEmbedding) continue;
     const WeightExtent& e = layout.units[i].extents.back();
-    Flip((*d)->RankPath(0), kShardDataOffset + layout.units[i].offset + e.offset + e.bytes / 2);
+    FlipBit((*d)->RankPath(0), kShardDataOffset + layout.units[i].offset + e.offset + e.bytes / 2);
     WeightStoreOptions options;
     std::vector<std::string> warnings;
     options.source = checkpoint_.get();

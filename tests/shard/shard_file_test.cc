@@ -58,13 +58,6 @@ class ShardFileTest : public testing::Test {
       }
     }
   }
-  void Flip(const std::string& path, int64_t at) {
-    std::fstream f(path, std::ios::binary | std::ios::in | std::ios::out);
-    f.seekg(at);
-    const char c = static_cast<char>(f.get() ^ 0x10);
-    f.seekp(at);
-    f.put(c);
-  }
 
   TempDir temp_;
   std::unique_ptr<Checkpoint> checkpoint_;
@@ -201,7 +194,7 @@ TEST_F(ShardFileTest, FlippedByteNamesTheTensor) {
   const WeightUnit& unit = layout.units[2];
   const WeightExtent& extent = unit.extents[1];
   const auto d = ShardDirectory::Open(dir());
-  Flip((*d)->RankPath(0), kShardDataOffset + unit.offset + extent.offset + 17);
+  FlipBit((*d)->RankPath(0), kShardDataOffset + unit.offset + extent.offset + 17);
   const absl::Status s = (*d)->Verify(nullptr);
   EXPECT_EQ(s.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(s.message()),
@@ -222,12 +215,12 @@ TEST_F(ShardFileTest, DamagedDirectoriesAreRefused) {
   fs::resize_file(file, size - 4096);
   EXPECT_THAT(message(), AllOf(HasSubstr("rank-000.shard"), HasSubstr("was cut")));
   fs::resize_file(file, size);
-  Flip(file, 12);
+  FlipBit(file, 12);
   EXPECT_THAT(message(), HasSubstr("header is damaged"));
-  Flip(file, 12);
-  Flip(dir() + "/model.gguf", 40);
+  FlipBit(file, 12);
+  FlipBit(dir() + "/model.gguf", 40);
   EXPECT_THAT(message(), HasSubstr("model.gguf is not the one"));
-  Flip(dir() + "/model.gguf", 40);
+  FlipBit(dir() + "/model.gguf", 40);
 
   std::ifstream in(manifest);
   const std::string text((std::istreambuf_iterator<char>(in)), {});

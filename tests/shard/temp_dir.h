@@ -1,8 +1,10 @@
 // A directory of a test's own, removed with all it holds.
 #pragma once
 
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 #include "kernels/check.h"
@@ -29,5 +31,14 @@ class TempDir {
  private:
   std::string path_;
 };
+
+// Damages one bit of the byte at `at`.
+inline void FlipBit(const std::string& path, int64_t at) {
+  std::fstream f(path, std::ios::binary | std::ios::in | std::ios::out);
+  f.seekg(at);
+  const char c = static_cast<char>(f.get() ^ 0x10);
+  f.seekp(at);
+  f.put(c);
+}
 
 }  // namespace shoal
