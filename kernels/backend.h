@@ -15,6 +15,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -155,6 +156,12 @@ struct LogitCandidate {
   float logit = 0;
 };
 
+// A decode step: rows 0 .. segments.size() - 1, a segment of one row each.
+struct DecodeStep {
+  absl::Span<const Segment> segments;
+  absl::Span<const int32_t> ids;  // what Embed is called with; empty: it is not
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -190,6 +197,10 @@ class Backend {
   // Between host and device in any direction, behind the ops before it; the host may use both sides
   // when it returns.
   virtual void Copy(void* to, const void* from, int64_t bytes);
+  // From the device to memory of AllocateStaging, behind the ops before it; it is there after
+  // Wait(), or after any call that gives the host something else.
+  virtual void Download(void* to, const void* from, int64_t bytes) { Copy(to, from, bytes); }
+  virtual void Wait() {}
   // Where the host can read what the ops before have written: `data` itself, or a copy that lives
   // until the next call.
   virtual const void* OnHost(const void* data, int64_t bytes);
@@ -213,6 +224,13 @@ class Backend {
   // The segments that the ops are given from now on are those of another batch. Between two calls
   // they are all the same, so that a device is told of them once.
   virtual void BeginBatch() {}
+  // Runs a decode step, which `ops` enqueues over the rows that it is called with: the step's, or
+  // more, whose values mean nothing. A device that has seen steps of the same size may replay what
+  // they enqueued instead; then ops is not called. REQUIRES: from step to step, ops differs in
+  // nothing but the step and the rows; it neither waits for the device nor copies.
+  virtual absl::Status Step(const DecodeStep& step, absl::FunctionRef<absl::Status(int rows)> ops) {
+    return ops(static_cast<int>(step.segments.size()));
+  }
 
   // out[i] = row ids[i] of table, zeros where ids[i] < 0 (another rank's row). out is [n,
   // table.cols].

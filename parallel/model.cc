@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -54,14 +55,17 @@ absl::Status Model::Forward(const Batch& batch) {
   SHOAL_RETURN_IF_ERROR(PrepareRuns(batch));
   const int64_t hidden_bytes =
       int64_t{rows_.total()} * config_.dim * static_cast<int64_t>(sizeof(float));
-  if (plan_.first_stage) {
-    SHOAL_RETURN_IF_ERROR(Embed(batch));
-  } else {
+  if (!plan_.first_stage) {
     SHOAL_RETURN_IF_ERROR(mesh_.pipeline().Recv(x_, hidden_bytes, mesh_.previous(), kHiddenTag));
   }
-  for (int64_t layer = plan_.layers.begin; layer < plan_.layers.end; ++layer) {
-    SHOAL_RETURN_IF_ERROR(Attention(static_cast<int>(layer)));
-    SHOAL_RETURN_IF_ERROR(FeedForward(static_cast<int>(layer)));
+  if (IsDecodeStep(batch)) {
+    const auto ids = absl::MakeConstSpan(local_ids_).first(plan_.first_stage ? batch.rows() : 0);
+    SHOAL_RETURN_IF_ERROR(backend_.Step({segments_, ids}, [&](int rows) {
+      rows_.decode = rows;
+      return RunLayers(batch);
+    }));
+  } else {
+    SHOAL_RETURN_IF_ERROR(RunLayers(batch));
   }
   if (!streamed_.empty()) pager_->EndStream();
   if (!plan_.last_stage) return mesh_.pipeline().Send(x_, hidden_bytes, mesh_.next(), kHiddenTag);
@@ -69,12 +73,17 @@ absl::Status Model::Forward(const Batch& batch) {
   return backend_.Check();
 }
 
+absl::Status Model::RunLayers(const Batch& batch) {
+  if (plan_.first_stage) SHOAL_RETURN_IF_ERROR(Embed(batch));
+  for (int64_t layer = plan_.layers.begin; layer < plan_.layers.end; ++layer) {
+    SHOAL_RETURN_IF_ERROR(Attention(static_cast<int>(layer)));
+    SHOAL_RETURN_IF_ERROR(FeedForward(static_cast<int>(layer)));
+  }
+  return absl::OkStatus();
+}
+
 // x = embedding of each token; a rank contributes the rows of its part of the vocabulary.
 absl::Status Model::Embed(const Batch& batch) {
-  for (int i = 0; i < batch.rows(); ++i) {
-    const bool mine = batch.tokens[i] >= plan_.vocab.begin && batch.tokens[i] < plan_.vocab.end;
-    local_ids_[i] = mine ? batch.tokens[i] - static_cast<int32_t>(plan_.vocab.begin) : -1;
-  }
   const auto ids = absl::MakeConstSpan(local_ids_).first(batch.rows());
   SHOAL_ASSIGN_OR_RETURN(const uint8_t* rows, weights_.AcquireRows(embedding_unit_, ids));
   const Unit w(weights_, embedding_unit_, layout_.units[embedding_unit_], rows);
@@ -231,13 +240,25 @@ absl::Status Model::Head(const float* hidden, int n, bool prefill) {
   const WeightUnit::Kind kind = tied ? WeightUnit::Kind::kEmbedding : WeightUnit::Kind::kHead;
   SHOAL_ASSIGN_OR_RETURN(const Unit table, Get(kind, -1));
   const PackedMatrix head = table.matrix(tied ? Role::kEmbedding : Role::kHead);
-  const auto* rows = static_cast<const float*>(
-      backend_.OnDevice(hidden, int64_t{n} * config_.dim * static_cast<int64_t>(sizeof(float))));
-  backend_.Linear(
-      LinearInput::RmsNorm(rows, config_.dim, w.vector(Role::kOutputNorm), config_.norm_eps),
-      config_.dim, prefill ? RowCount{0, n} : RowCount{n, 0},
-      {{&head, nullptr, logits_.as<float>(), vocab_rows(), false}});
+  backend_.Linear(LinearInput::RmsNorm(OnDevice(hidden, n), config_.dim,
+                                       w.vector(Role::kOutputNorm), config_.norm_eps),
+                  config_.dim, prefill ? RowCount{0, n} : RowCount{n, 0},
+                  {{&head, nullptr, logits_.as<float>(), vocab_rows(), false}});
   return absl::OkStatus();
+}
+
+// Rows of `hidden` for the device: those of the latest batch are still where they came from.
+const float* Model::OnDevice(const float* hidden, int n) {
+  const auto kept = static_cast<int64_t>(kept_from_.size()) * config_.dim;
+  if (!std::less<>()(hidden, kept_) && std::less<>()(hidden, kept_ + kept)) {
+    const auto first = kept_from_.begin() + (hidden - kept_) / config_.dim;
+    bool adjacent = true;
+    for (int i = 1; i < n; ++i) adjacent = adjacent && first[i] == first[0] + i;
+    if (adjacent) return x_ + int64_t{first[0]} * config_.dim;
+    AwaitKeptRows();
+  }
+  return static_cast<const float*>(
+      backend_.OnDevice(hidden, int64_t{n} * config_.dim * static_cast<int64_t>(sizeof(float))));
 }
 
 const float* Model::Logits(int n) {
@@ -255,9 +276,8 @@ bool Model::ReduceLogits(absl::Span<const LogitRequest> requests, int candidates
 absl::Status Model::FinalNorm(const float* hidden, float* out) {
   SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kHead, -1));
   const int64_t bytes = config_.dim * static_cast<int64_t>(sizeof(float));
-  const auto* row = static_cast<const float*>(backend_.OnDevice(hidden, bytes));
-  backend_.RmsNorm(row, config_.dim, w.vector(Role::kOutputNorm), config_.norm_eps, 1, config_.dim,
-                   partial_, config_.dim);
+  backend_.RmsNorm(OnDevice(hidden, 1), config_.dim, w.vector(Role::kOutputNorm), config_.norm_eps,
+                   1, config_.dim, partial_, config_.dim);
   backend_.Copy(out, partial_, bytes);
   return absl::OkStatus();
 }
@@ -303,6 +323,10 @@ absl::Status Model::PrepareRuns(const Batch& batch) {
                          std::min(pages, visible / (kKvPageBlocks * kKvBlockTokens)), pages});
   }
   AnnounceStream();
+  for (int i = 0; i < batch.rows(); ++i) {
+    const bool mine = batch.tokens[i] >= plan_.vocab.begin && batch.tokens[i] < plan_.vocab.end;
+    local_ids_[i] = mine ? batch.tokens[i] - static_cast<int32_t>(plan_.vocab.begin) : -1;
+  }
   for (const Batch::LogitRow& l : batch.logits) {
     if (l.row < 0 || l.row >= batch.rows())
       return absl::InternalError("a logit row lies outside its batch");
@@ -310,8 +334,23 @@ absl::Status Model::PrepareRuns(const Batch& batch) {
   return absl::OkStatus();
 }
 
+// Whether the pass is the same ops over other rows each time: nothing streamed or chosen by the
+// host, no sums between ranks.
+bool Model::IsDecodeStep(const Batch& batch) const {
+  return batch.decode_rows == batch.rows() && segments_.size() == in_memory_.size() &&
+         static_cast<int>(segments_.size()) == batch.rows() && config_.experts == 0 &&
+         mesh_.tp().size() == 1 && weights_.fixed();
+}
+
 void Model::KeepLogitRows(const Batch& batch) {
-  kept_.resize(batch.logits.size() * config_.dim);
+  kept_from_.clear();
+  for (const Batch::LogitRow& l : batch.logits) kept_from_.push_back(l.row);
+  const size_t floats = batch.logits.size() * config_.dim;
+  kept_ = kept_staging_.as<float>();
+  if (static_cast<int64_t>(floats * sizeof(float)) > kept_staging_.size()) {  // or none at all
+    kept_own_.resize(floats);
+    kept_ = kept_own_.data();
+  }
   const int64_t row_bytes = config_.dim * static_cast<int64_t>(sizeof(float));
   size_t n = 0;
   for (size_t i = 0; i < batch.logits.size(); i += n) {  // rows side by side in one copy
@@ -319,8 +358,8 @@ void Model::KeepLogitRows(const Batch& batch) {
                 batch.logits[i + n].row == batch.logits[i].row + static_cast<int32_t>(n);) {
       ++n;
     }
-    backend_.Copy(&kept_[i * config_.dim], x_ + int64_t{batch.logits[i].row} * config_.dim,
-                  static_cast<int64_t>(n) * row_bytes);
+    backend_.Download(kept_ + i * config_.dim, x_ + int64_t{batch.logits[i].row} * config_.dim,
+                      static_cast<int64_t>(n) * row_bytes);
   }
 }
 
@@ -414,6 +453,11 @@ absl::Status Model::Allocate() {
   if (plan_.last_stage) {
     SHOAL_ASSIGN_OR_RETURN(logits_, backend_.Allocate(int64_t{limits_.logit_rows} * vocab_rows() *
                                                       static_cast<int64_t>(sizeof(float))));
+    if (!backend_.shares_host_memory()) {
+      SHOAL_ASSIGN_OR_RETURN(kept_staging_,
+                             backend_.AllocateStaging(int64_t{limits_.rows} * config_.dim *
+                                                      static_cast<int64_t>(sizeof(float))));
+    }
   }
   float* next = storage_.as<float>();
   const auto take = [&next](int64_t floats) { return std::exchange(next, next + floats); };

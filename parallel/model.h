@@ -46,8 +46,10 @@ class Model {
   // hidden_logit_rows.
   absl::Status Forward(const Batch& batch);
 
-  // Last stage only. The kept rows of the latest batch: [batch.logits.size(), dim].
-  const float* kept_rows() const { return kept_.data(); }
+  // Last stage only. The kept rows of the latest batch: [batch.logits.size(), dim]. Head may be
+  // given them at once; whoever looks at them calls AwaitKeptRows first.
+  const float* kept_rows() const { return kept_; }
+  void AwaitKeptRows() { backend_.Wait(); }
   // logits [n, vocab_rows()] = head * norm(hidden rows), until the next call of Forward or Head.
   // n <= limits.logit_rows.
   absl::Status Head(const float* hidden, int n, bool prefill);
@@ -72,6 +74,8 @@ class Model {
   absl::Status Allocate();
   int IndexOf(WeightUnit::Kind kind, int layer, int expert = -1) const;
   absl::StatusOr<Unit> Get(WeightUnit::Kind kind, int layer, int expert = -1);
+  absl::Status RunLayers(const Batch& batch);
+  bool IsDecodeStep(const Batch& batch) const;
   absl::Status Embed(const Batch& batch);
   absl::Status Attention(int layer);
   // A segment whose first pages are on disk, and those that its rows see.
@@ -89,6 +93,7 @@ class Model {
   absl::Status MixtureOfExperts(int layer);
   absl::Status PrepareRuns(const Batch& batch);
   void KeepLogitRows(const Batch& batch);
+  const float* OnDevice(const float* hidden, int n);
 
   const ModelConfig& config_;
   const WeightLayout& layout_;
@@ -125,7 +130,12 @@ class Model {
   float* expert_weights_ = nullptr;  // [rows, used]
   int32_t* expert_ids_ = nullptr;    // [rows, used]
   DeviceMemory logits_;              // f32 [limits.logit_rows, vocab_rows()]
-  std::vector<float> kept_;          // [logit rows, dim]
+  // [logit rows, dim], and which rows of x_ they are: in the host's own memory, or in staging where
+  // the device has memory of its own.
+  float* kept_ = nullptr;
+  std::vector<int32_t> kept_from_;
+  std::vector<float> kept_own_;
+  DeviceMemory kept_staging_;
 };
 
 }  // namespace shoal

@@ -436,10 +436,7 @@ absl::StatusOr<std::vector<uint8_t>> Rank::ComputeResults(const Batch& batch) {
   const int64_t dim = model_->dim();
   std::vector<float> fetched;
   const float* hidden = model_->kept_rows();
-  if (batch.kind == Batch::Kind::kForward) {
-    Kept& kept = kept_[batch.step % kept_.size()];
-    kept = {batch.step, std::vector<float>(hidden, hidden + rows.size() * dim), batch.logits};
-  } else {
+  if (batch.kind != Batch::Kind::kForward) {
     const Kept& kept = kept_[batch.step % kept_.size()];
     for (int32_t i : batch.fetch) {
       if (kept.step != batch.step || i < 0 || i >= static_cast<int>(kept.rows.size())) {
@@ -467,6 +464,11 @@ absl::StatusOr<std::vector<uint8_t>> Rank::ComputeResults(const Batch& batch) {
       for (int i = 0; i < n; ++i) AppendRow(slice[i], logits + i * vocab.size(), vocab, out);
     }
     begin += n;
+  }
+  if (batch.kind == Batch::Kind::kForward) {
+    model_->AwaitKeptRows();
+    Kept& kept = kept_[batch.step % kept_.size()];
+    kept = {batch.step, std::vector<float>(hidden, hidden + rows.size() * dim), batch.logits};
   }
   SHOAL_RETURN_IF_ERROR(backend_->Check());
   return out;

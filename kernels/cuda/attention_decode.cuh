@@ -238,6 +238,11 @@ static __global__ void __launch_bounds__(kMergeThreads) MergeSplits(MergeParams 
   const DecodeRow entry = p.decode_rows[blockIdx.x];
   const int pos = p.rows[entry.row].pos;
   const int head = static_cast<int>(blockIdx.y);
+  float* out = p.out + entry.row * p.out_stride + static_cast<int64_t>(head) * p.head_dim;
+  if (pos < 0) {  // an idle row of a step
+    for (int d = threadIdx.x; d < p.head_dim; d += kMergeThreads) out[d] = 0;
+    return;
+  }
   const int first = p.heads.FirstVisible(pos) / kSplitTokens;
   const int count = pos / kSplitTokens + 1 - first;
   const int64_t slot =
@@ -276,7 +281,6 @@ static __global__ void __launch_bounds__(kMergeThreads) MergeSplits(MergeParams 
     if (dim == 0) sums[group * width + p.acc_stride] = sum;
   }
   __syncthreads();
-  float* out = p.out + entry.row * p.out_stride + static_cast<int64_t>(head) * p.head_dim;
   for (int d = threadIdx.x; d < p.head_dim; d += kMergeThreads) {
     float total = 0, weight = 0;
     for (int i = 0; i < groups; ++i) {

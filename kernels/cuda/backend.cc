@@ -70,13 +70,15 @@ CudaBackend::CudaBackend(const GpuInfo& info, int64_t max_shared_bytes, OwnedStr
       queue_(std::move(stream), info.pci),
       copies_(std::move(copies)),
       cublas_(std::move(cublas)),
-      linear_(info.major >= 8, cublas_.get()) {}
+      linear_(info.major >= 8, cublas_.get()),
+      graphs_(queue_) {}
 
 CudaBackend::~CudaBackend() { cudaStreamSynchronize(stream()); }
 
 std::string CudaBackend::Describe() const {
   return absl::StrCat("cuda:", info_.index, " ", info_.name, " (sm_", info_.major, info_.minor,
-                      cublas_ != nullptr ? ", cuBLAS)" : ")");
+                      cublas_ != nullptr ? ", cuBLAS" : "",
+                      graphs_.on() ? "" : absl::StrCat(", no graphs: ", graphs_.why_off()), ")");
 }
 
 absl::Status CudaBackend::Reserve(const Limits& limits) {
@@ -114,6 +116,28 @@ void CudaBackend::Copy(void* to, const void* from, int64_t bytes) {
   if (bytes == 0 || to == from) return;
   Keep(ToStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()), "copying"));
   Keep(queue_.Wait());
+}
+
+void CudaBackend::Download(void* to, const void* from, int64_t bytes) {
+  if (bytes == 0) return;
+  Keep(ToStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream()), "copying"));
+}
+
+absl::Status CudaBackend::Step(const DecodeStep& step, absl::FunctionRef<absl::Status(int)> ops) {
+  const int rows = static_cast<int>(step.segments.size());
+  std::optional<StepShape> shape;
+  if (graphs_.on()) {
+    shape = planner_->ShapeOf(step.segments, static_cast<int>(PartialItems(limits_)));
+  }
+  if (!shape.has_value()) return ops(rows);
+  SHOAL_CHECK(step.ids.empty() || step.ids.size() == step.segments.size(), "an id for each row");
+  SHOAL_ASSIGN_OR_RETURN(uint8_t* const host, plan_upload_.Begin());
+  plan_ = planner_->BuildStep(step.segments, step.ids, *shape, host, plan_upload_.device());
+  SHOAL_RETURN_IF_ERROR(plan_upload_.Commit(planner_->UsedBytes(), stream()));
+  in_step_ = true;
+  const absl::Status status = graphs_.Run(*shape, [&] { return ops(shape->rows); });
+  in_step_ = false;
+  return status;
 }
 
 uint8_t* CudaBackend::Grow(DeviceMemory& memory, int64_t bytes, bool pinned) {
@@ -160,6 +184,7 @@ absl::Status CudaBackend::Check() {
 }
 
 void CudaBackend::Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float* out) {
+  if (in_step_) return cuda::Embed(table, plan_->ids, plan_->row_count, out, stream());
   const absl::StatusOr<uint8_t*> host = ids_upload_.Begin();
   Keep(host.status());
   if (!host.ok()) return;

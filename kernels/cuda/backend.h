@@ -11,6 +11,7 @@
 #include "kernels/cuda/copies.h"
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/graphs.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/planner.h"
 
@@ -35,6 +36,8 @@ class CudaBackend final : public Backend {
     return AllocatePinned(bytes);
   }
   void Copy(void* to, const void* from, int64_t bytes) override;
+  void Download(void* to, const void* from, int64_t bytes) override;
+  void Wait() override { Keep(queue_.Wait()); }
   const void* OnHost(const void* data, int64_t bytes) override;
   const void* OnDevice(const void* data, int64_t bytes) override;
   CopyEngine* copies() override { return &copies_; }
@@ -44,6 +47,8 @@ class CudaBackend final : public Backend {
   absl::Status Check() override;
 
   void BeginBatch() override { plan_.reset(); }
+  absl::Status Step(const DecodeStep& step, absl::FunctionRef<absl::Status(int)> ops) override;
+  const StepGraphs& graphs() const { return graphs_; }
   void Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float* out) override;
   void RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows, int cols,
                float* out, int64_t out_stride) override;
@@ -87,6 +92,8 @@ class CudaBackend final : public Backend {
   Upload plan_upload_, ids_upload_, requests_upload_;
   DeviceMemory reduced_;  // what ReduceLogits gives the host, and its workspace behind
   std::optional<BatchPlan> plan_;
+  bool in_step_ = false;  // the ops have their ids in the plan
+  StepGraphs graphs_;
   absl::Status status_;
 };
 

@@ -9,6 +9,8 @@ namespace shoal::cuda {
 // Positions [256 i, 256 i + 256) of a sequence are split i of its decode rows, whatever else is in
 // the batch: the bits of a row follow from that row alone.
 inline constexpr int kSplitTokens = 256;
+// Of an item that fills up a step's list: behind whatever its row sees.
+inline constexpr int kNoSplit = 1 << 20;
 
 struct RowPlace {
   int32_t pos;
@@ -36,6 +38,7 @@ struct DecodePass {
 // The lists are device memory, the passes host memory.
 struct BatchPlan {
   const RowPlace* rows = nullptr;  // [row_count]; pos is -1 where no segment has the row
+  const int32_t* ids = nullptr;    // of a step that may be replayed: its tokens, [row_count]
   const SegmentPlace* segments = nullptr;
   const int32_t* tables = nullptr;
   const DecodeRow* decode_rows = nullptr;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -16,6 +17,14 @@ struct PlanOptions {
   int prefill_tile = 0;
   // Splits whose partial results the workspace holds; at least those of one row.
   int partial_items = 0;
+};
+
+// What the launches of a decode step depend on beside the contents of its lists. Steps of one shape
+// have their lists at the same places.
+struct StepShape {
+  int rows = 0;   // of the ops: the step's, then idle ones
+  int items = 0;  // splits of its rows, then ones without anything to do
+  bool operator==(const StepShape&) const = default;
 };
 
 // Not thread-safe. Allocates nothing after its construction.
@@ -33,12 +42,21 @@ class Planner {
   BatchPlan Build(absl::Span<const Segment> segments, const AttentionShape& shape,
                   const PlanOptions& options, uint8_t* host, uint8_t* device);
 
+  // The shape for a decode step over these segments: 1, 2, 4, 8, 16, 24, .. rows, a power of two of
+  // splits. Nothing when it does not fit the limits or takes more than one pass of partial_items.
+  std::optional<StepShape> ShapeOf(absl::Span<const Segment> segments, int partial_items) const;
+  // As Build, for a step of one row a segment that is told to kernels through these bytes alone.
+  // ids [segments.size()] or empty; idle rows have id -1 and no place.
+  BatchPlan BuildStep(absl::Span<const Segment> segments, absl::Span<const int32_t> ids,
+                      const StepShape& shape, uint8_t* host, uint8_t* device);
+
  private:
   // Offsets in bytes; the decode items follow on the tables.
   struct Layout {
-    int64_t rows, segments, decode_rows, prefill_items, tables, bytes;
+    int64_t rows, ids, segments, decode_rows, prefill_items, tables, bytes;
   };
   struct Lists;
+  BatchPlan PlanOf(const Lists& there) const;
   static Layout MakeLayout(const Backend::Limits& limits);
   void AddDecodeRow(const Lists& lists, int row, int pos, int partial_items);
   void AddTiles(const Lists& lists, absl::Span<const Segment> segments, const AttentionShape& shape,

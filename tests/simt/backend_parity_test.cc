@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -24,13 +26,17 @@ struct Answer {
   std::vector<std::vector<float>> logits;
   std::vector<int32_t> greedy;
   int64_t streamed = 0;
+  int64_t recorded = 0, replayed = 0;  // steps of rank 0's device
 };
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeGpu() {
+// The engine's device is left in *made, which may be null.
+absl::StatusOr<std::unique_ptr<Backend>> MakeGpu(const cuda::CudaBackend** made) {
   absl::StatusOr<std::unique_ptr<cuda::CudaBackend>> gpu = cuda::CudaBackend::Create(0);
   if (!gpu.ok()) return gpu.status();
+  if (made != nullptr) *made = gpu->get();
   return *std::move(gpu);
 }
+absl::StatusOr<std::unique_ptr<Backend>> MakeGpu() { return MakeGpu(nullptr); }
 
 struct Arrangement {
   std::string devices = "g";  // of each rank: g(pu) or c(pu)
@@ -60,6 +66,13 @@ class SimtParity : public testing::Test {
   }
 
   void Ask(Engine& engine, Answer& a) const {
+    for (const auto& [prompt, tokens] : more_) {
+      SequenceRequest r;
+      r.tokens = Text(prompt);
+      r.max_tokens = tokens;
+      r.sampling = sampling_;
+      ASSERT_TRUE(engine.Submit(r).ok());
+    }
     SequenceRequest r;
     r.tokens = Text(21);
     r.max_tokens = 5;
@@ -68,13 +81,15 @@ class SimtParity : public testing::Test {
     ASSERT_TRUE(id.ok()) << id.status();
     r.tokens = Text(3);
     ASSERT_TRUE(engine.Submit(r).ok());  // batches mix prefill and decode
+    std::map<uint64_t, std::vector<int32_t>> tokens;
     while (!engine.idle()) {
       auto events = engine.Step();
       ASSERT_TRUE(events.ok()) << events.status();
       for (const TokenEvent& e : *events) {
-        if (e.id == *id && e.has_token) a.greedy.push_back(e.token);
+        if (e.has_token && (e.id == *id || !more_.empty())) tokens[e.id].push_back(e.token);
       }
     }
+    for (const auto& [of, text] : tokens) a.greedy.insert(a.greedy.end(), text.begin(), text.end());
     auto scores = engine.ScoreText(Text(36), 1, /*want_logits=*/true);
     ASSERT_TRUE(scores.ok()) << scores.status();
     for (auto& s : *scores) a.logits.push_back(std::move(s.logits));
@@ -85,8 +100,8 @@ class SimtParity : public testing::Test {
     EngineOptions options;
     options.shard = {setup.tp, world / setup.tp, {}, setup.stage_layers};
     options.kv_type = kv;
-    options.sequences = 2;
-    options.context = 64;
+    options.sequences = 2 + static_cast<int>(more_.size());
+    options.context = context_;
     options.rows = 24;
     options.cpu.threads = 1;
     options.cpu.pin = false;
@@ -95,9 +110,11 @@ class SimtParity : public testing::Test {
     Answer answer;
     const auto rank_main = [&](int r) {
       EngineOptions mine = options;
-      if (setup.devices[r] == 'g') mine.make_backend = MakeGpu;
+      const cuda::CudaBackend* gpu = nullptr;
+      if (setup.devices[r] == 'g') mine.make_backend = [&gpu] { return MakeGpu(&gpu); };
       if (setup.stream) mine.device_memory = LeastMemory(mine);
       auto rank = Rank::Create(*worlds[r], *checkpoint_, config_, mine, nullptr);
+      if (!rank.ok()) worlds[r]->Abort(rank.status());  // the others would wait for it
       ASSERT_TRUE(rank.ok()) << rank.status();
       if (r != 0) {
         const absl::Status s = (*rank)->RunWorker();
@@ -107,6 +124,9 @@ class SimtParity : public testing::Test {
       answer.streamed = (*rank)->memory().streamed;
       Engine engine(*std::move(rank), options);
       Ask(engine, answer);
+      if (gpu == nullptr) return;
+      answer.recorded = gpu->graphs().recorded();
+      answer.replayed = gpu->graphs().replayed();
     };
     std::vector<std::thread> threads;
     for (int r = 1; r < world; ++r) threads.emplace_back(rank_main, r);
@@ -139,6 +159,20 @@ class SimtParity : public testing::Test {
   std::unique_ptr<Checkpoint> checkpoint_;
   ModelConfig config_;
   SamplingParams sampling_ = Greedy();
+  int context_ = 64;
+  std::vector<std::pair<int, int>> more_;  // sequences beside the two: prompt, tokens
+};
+
+// Sets a variable of the environment for a scope.
+class ScopedEnv {
+ public:
+  ScopedEnv(const char* name, const char* value) : name_(name) { setenv(name, value, 1); }
+  ~ScopedEnv() { unsetenv(name_); }
+  ScopedEnv(const ScopedEnv&) = delete;
+  ScopedEnv& operator=(const ScopedEnv&) = delete;
+
+ private:
+  const char* name_;
 };
 
 TinyModel Model(DType type) {
@@ -161,6 +195,44 @@ TEST_F(SimtParity, EveryKindOfWeight) {
     EXPECT_EQ(gpu.greedy.size(), 5u);
     EXPECT_LT(Nmse(cpu, gpu), Info(t).block_elems == 1 ? kFloat : kQuantized);
   }
+}
+
+TEST_F(SimtParity, ReplayedStepsGiveTheSameBits) {
+  // Sequences come and go, so steps have 1 to 7 rows; they cross blocks of 16 tokens, and one of
+  // them a split of 256.
+  more_ = {{250, 12}, {9, 3}, {5, 30}, {14, 9}, {30, 2}};
+  context_ = 280;
+  for (const DType t : {DType::kF32, DType::kQ4_0}) {
+    SCOPED_TRACE(Info(t).name);
+    TinyModel m = Model(t);
+    m.context = context_;
+    Make(m);
+    const Answer replayed = Do({"g"});
+    EXPECT_GT(replayed.recorded, 2);
+    EXPECT_GT(replayed.replayed, 15);
+    const ScopedEnv off("SHOAL_CUDA_GRAPHS", "0");
+    const Answer plain = Do({"g"});
+    EXPECT_EQ(plain.replayed, 0);
+    EXPECT_EQ(replayed.greedy, plain.greedy);
+    EXPECT_EQ(replayed.logits, plain.logits);
+  }
+}
+
+TEST_F(SimtParity, WhatCannotBeReplayedIsNot) {
+  more_ = {{5, 12}};
+  TinyModel m = Model(DType::kF32);
+  Make(m);
+  const Answer cpu = Do({"c"}, KvType::kF32);
+  for (const auto& [setup, replays] :
+       {std::pair{Arrangement{"gg", 1}, true}, {Arrangement{"gg", 2}, false}}) {
+    const Answer split = Do(setup, KvType::kF32);
+    EXPECT_EQ(split.greedy, cpu.greedy);
+    EXPECT_EQ(split.replayed > 0, replays) << setup.tp;
+  }
+  m.experts = 4;
+  m.architecture = "qwen3moe";
+  Make(m);
+  EXPECT_EQ(Do({"g"}).replayed, 0);
 }
 
 TEST_F(SimtParity, TwoRanksOnOneDeviceAndADeviceBesideACpu) {
@@ -289,7 +361,7 @@ TEST_F(SimtParity, StreamedWeightsGiveTheSameBits) {
 TEST_F(SimtParity, TooLittleMemoryIsRefusedWithTheTable) {
   Make(Model(DType::kF32));
   EngineOptions options;
-  options.make_backend = MakeGpu;
+  options.make_backend = [] { return MakeGpu(); };
   options.device_memory = 1 << 20;
   options.cpu.threads = 1;
   options = *ResolveOptions(config_, options);

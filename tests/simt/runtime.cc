@@ -4,16 +4,23 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "simt/api.h"
 #include "simt/runner.h"
 
+struct CUgraph_st {
+  std::vector<std::function<void()>> work;
+};
+struct CUgraphExec_st : CUgraph_st {};
 struct CUstream_st {
   std::deque<std::function<void()>> work;
+  std::unique_ptr<CUgraph_st> captured;  // null: work is done
 };
 struct CUevent_st {
   CUevent_st* origin = nullptr;   // opened by handle: the event that is meant
@@ -38,7 +45,7 @@ struct Device {
   std::map<const char*, size_t> pinned;
   std::set<cudaStream_t> streams;
   std::minstd_rand random;
-  bool refuse_ipc = false;
+  bool refuse_ipc = false, refuse_graphs = false;
   std::map<void*, int> opened;  // by handle, how often
 };
 Device& TheDevice() {
@@ -70,6 +77,10 @@ void Enqueue(cudaStream_t stream, std::function<void()> work) {
     work();
     return;
   }
+  if (stream->captured != nullptr) {
+    stream->captured->work.push_back(std::move(work));
+    return;
+  }
   stream->work.push_back(std::move(work));
   // The low bits of this generator follow a short cycle.
   const auto draw = [] { return TheDevice().random() >> 8; };
@@ -86,6 +97,13 @@ bool IsPinned(const void* p, size_t bytes) {
   --at;
   return static_cast<const char*>(p) + bytes <= at->first + at->second;
 }
+bool IsDevices(const void* p) {
+  const auto& allocations = TheDevice().allocations;
+  auto at = allocations.upper_bound(const_cast<void*>(p));
+  if (at == allocations.begin()) return false;
+  --at;
+  return p < static_cast<const char*>(at->first) + at->second;
+}
 void Pin(void* p, size_t bytes) {
   const Lock lock(TheDevice().mutex);
   TheDevice().pinned[static_cast<char*>(p)] = bytes;
@@ -97,8 +115,21 @@ cudaError_t Return(cudaError_t error) {
   return error;
 }
 
+// The capture of this thread, and whether it is lost.
+thread_local cudaStream_t capturing = nullptr;
+thread_local bool capture_lost = false;
+
+// For calls that a capture does not allow: they fail, and so does the capture.
+bool Refused() {
+  if (capturing == nullptr) return false;
+  capture_lost = true;
+  last_error = cudaErrorStreamCaptureUnsupported;
+  return true;
+}
+
 cudaError_t HostAllocate(void** p, size_t bytes) {
   *p = nullptr;
+  if (Refused()) return cudaErrorStreamCaptureUnsupported;
   if (posix_memalign(p, 4096, bytes == 0 ? 1 : bytes) != 0) {
     return Return(cudaErrorMemoryAllocation);
   }
@@ -127,6 +158,11 @@ void SetDeviceMemory(size_t bytes) {
   TheDevice().total = bytes;
 }
 
+void RefuseGraphs(bool refuse) {
+  const Lock lock(TheDevice().mutex);
+  TheDevice().refuse_graphs = refuse;
+}
+
 void RefuseIpc(bool refuse) {
   const Lock lock(TheDevice().mutex);
   TheDevice().refuse_ipc = refuse;
@@ -145,6 +181,10 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device ordinal";
     case cudaErrorNotReady:
       return "device not ready";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     default:
       return "invalid argument";
   }
@@ -161,6 +201,10 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidDevice";
     case cudaErrorNotReady:
       return "cudaErrorNotReady";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated:
+      return "cudaErrorStreamCaptureInvalidated";
     default:
       return "cudaErrorInvalidValue";
   }
@@ -230,6 +274,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   return Return(cudaErrorInvalidValue);
 }
 cudaError_t cudaDeviceSynchronize() {
+  if (Refused()) return cudaErrorStreamCaptureUnsupported;
   const Lock lock(TheDevice().mutex);
   RunEverything();
   return cudaSuccess;
@@ -243,6 +288,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 
 cudaError_t cudaMalloc(void** p, size_t bytes) {
   *p = nullptr;
+  if (Refused()) return cudaErrorStreamCaptureUnsupported;
   Device& device = TheDevice();
   const Lock lock(device.mutex);
   if (bytes > device.total - device.used) return Return(cudaErrorMemoryAllocation);
@@ -257,6 +303,7 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
 }
 cudaError_t cudaFree(void* p) {
   if (p == nullptr) return cudaSuccess;
+  if (Refused()) return cudaErrorStreamCaptureUnsupported;
   Device& device = TheDevice();
   const Lock lock(device.mutex);
   const auto at = device.allocations.find(p);
@@ -270,6 +317,7 @@ cudaError_t cudaFree(void* p) {
 cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return HostAllocate(p, bytes); }
 cudaError_t cudaMallocHost(void** p, size_t bytes) { return HostAllocate(p, bytes); }
 cudaError_t cudaFreeHost(void* p) {
+  if (Refused()) return cudaErrorStreamCaptureUnsupported;
   const Lock lock(TheDevice().mutex);
   RunEverything();
   TheDevice().pinned.erase(static_cast<char*>(p));
@@ -299,6 +347,10 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
   };
   const auto* source = static_cast<const char*>(from);
   const size_t from_bytes = (height - 1) * from_pitch + width;
+  const size_t to_bytes = (height - 1) * to_pitch + width;
+  const bool pageable = (!IsPinned(from, from_bytes) && !IsDevices(from)) ||
+                        (!IsPinned(to, to_bytes) && !IsDevices(to));
+  if ((stream == nullptr || pageable) && Refused()) return cudaErrorStreamCaptureUnsupported;
   if (kind == cudaMemcpyHostToDevice && !IsPinned(from, from_bytes)) {
     // Pageable memory is read before the call returns.
     Enqueue(stream, [copy, staged = std::vector<char>(source, source + from_bytes)] {
@@ -307,7 +359,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
     return cudaSuccess;
   }
   Enqueue(stream, [copy, source] { copy(source); });
-  if (kind == cudaMemcpyDeviceToHost && !IsPinned(to, (height - 1) * to_pitch + width)) {
+  if (kind == cudaMemcpyDeviceToHost && !IsPinned(to, to_bytes)) {
     return cudaStreamSynchronize(stream);  // and pageable memory is written before it does
   }
   return cudaSuccess;
@@ -342,6 +394,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (Refused()) return cudaErrorStreamCaptureUnsupported;
   const Lock lock(TheDevice().mutex);
   if (stream == nullptr) {
     RunEverything();
@@ -352,12 +405,14 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 // Whoever polls must see progress.
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (Refused()) return cudaErrorStreamCaptureUnsupported;
   const Lock lock(TheDevice().mutex);
   if (stream == nullptr || stream->work.empty()) return cudaSuccess;
   RunOne(stream);
   return cudaErrorNotReady;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (Refused()) return cudaErrorStreamCaptureUnsupported;
   const Lock lock(TheDevice().mutex);
   if (event->origin != nullptr) event = event->origin;
   Enqueue(stream, [event, record = event->recorded] { RunUntil(event, record); });
@@ -375,6 +430,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (Refused()) return cudaErrorStreamCaptureUnsupported;
   const Lock lock(TheDevice().mutex);
   if (event->stream != stream) RunUntil(event, event->recorded);
   event->stream = stream;
@@ -386,11 +442,13 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (Refused()) return cudaErrorStreamCaptureUnsupported;
   const Lock lock(TheDevice().mutex);
   RunUntil(event, event->recorded);
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (Refused()) return cudaErrorStreamCaptureUnsupported;
   const Lock lock(TheDevice().mutex);
   if (event->done == event->recorded) return cudaSuccess;
   RunOne(event->stream);
@@ -398,6 +456,43 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->at - begin->at).count();
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  const Lock lock(TheDevice().mutex);
+  if (stream == nullptr || capturing != nullptr || TheDevice().refuse_graphs) {
+    return Return(cudaErrorStreamCaptureUnsupported);
+  }
+  stream->captured = std::make_unique<CUgraph_st>();
+  capturing = stream;
+  capture_lost = false;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  const Lock lock(TheDevice().mutex);
+  *graph = nullptr;
+  if (stream == nullptr || capturing != stream) return Return(cudaErrorInvalidValue);
+  std::unique_ptr<CUgraph_st> captured = std::move(stream->captured);
+  capturing = nullptr;
+  if (capture_lost) return Return(cudaErrorStreamCaptureInvalidated);
+  *graph = captured.release();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  *exec = new CUgraphExec_st{*graph};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  for (const std::function<void()>& work : exec->work) Enqueue(stream, work);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
   return cudaSuccess;
 }
 

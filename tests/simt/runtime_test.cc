@@ -1,6 +1,7 @@
 // Streams of the stand-in: a missing wait must be able to show, a wait must help.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <vector>
 
 #include "kernels/cuda/launch.cuh"
@@ -98,6 +99,64 @@ TEST(Runtime, WorkIsDoneInOrderAndWhoPollsSeesTheEnd) {
   while (cudaEventQuery(s.used) == cudaErrorNotReady) {
   }
   for (int i = 0; i < kInts; ++i) ASSERT_EQ(s.host[i], i + 10);
+}
+
+// out = value + *in, both as they are when the launch happens, but for the value.
+__global__ void AddTo(const int* in, int value, int* out) {
+  if (threadIdx.x == 0) *out = value + *in;
+}
+
+TEST(Runtime, AGraphKeepsArgumentsAndReadsMemoryAnew) {
+  Streams s;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  *s.device = 1;
+  *s.result = 0;
+  int value = 10;
+  ASSERT_EQ(cudaStreamBeginCapture(s.compute, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  cudaMemcpyAsync(s.device, s.host, sizeof(int), cudaMemcpyHostToDevice, s.compute);
+  Launch(AddTo, 1, 32, 0, s.compute, s.device, value, s.result);
+  ASSERT_EQ(cudaStreamEndCapture(s.compute, &graph), cudaSuccess);
+  ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+  cudaGraphDestroy(graph);
+  cudaStreamSynchronize(s.compute);
+  EXPECT_EQ(*s.result, 0) << "what is captured is not done";
+  value = 20;
+  for (int round = 0; round < 3; ++round) {
+    *s.host = round;
+    ASSERT_EQ(cudaGraphLaunch(exec, s.compute), cudaSuccess);
+    cudaStreamSynchronize(s.compute);
+    EXPECT_EQ(*s.result, 10 + round);
+  }
+  cudaGraphExecDestroy(exec);
+}
+
+TEST(Runtime, ACaptureRefusesWhatWaitsOrAllocates) {
+  Streams s;
+  int pageable = 0;
+  void* p = nullptr;
+  const std::vector<std::function<cudaError_t()>> forbidden = {
+      [&] { return cudaStreamSynchronize(s.compute); },
+      [&] { return cudaStreamQuery(s.compute); },
+      [&] { return cudaDeviceSynchronize(); },
+      [&] { return cudaMalloc(&p, 16); },
+      [&] { return cudaMallocHost(&p, 16); },
+      [&] { return cudaEventSynchronize(s.used); },
+      [&] { return cudaEventRecord(s.used, s.compute); },
+      [&] { return cudaStreamWaitEvent(s.compute, s.used); },
+      [&] { return cudaMemcpyAsync(&pageable, s.device, 4, cudaMemcpyDeviceToHost, s.compute); },
+      [&] { return cudaMemcpyAsync(s.device, &pageable, 4, cudaMemcpyHostToDevice, s.compute); },
+  };
+  for (size_t i = 0; i < forbidden.size(); ++i) {
+    SCOPED_TRACE(i);
+    cudaGraph_t graph = nullptr;
+    ASSERT_EQ(cudaStreamBeginCapture(s.compute, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    EXPECT_EQ(forbidden[i](), cudaErrorStreamCaptureUnsupported);
+    EXPECT_EQ(cudaStreamEndCapture(s.compute, &graph), cudaErrorStreamCaptureInvalidated);
+    EXPECT_EQ(graph, nullptr);
+    EXPECT_EQ(cudaGetLastError(), cudaErrorStreamCaptureInvalidated);
+    EXPECT_EQ(cudaStreamSynchronize(s.compute), cudaSuccess);
+  }
 }
 
 TEST(Runtime, DeviceMemoryEnds) {

@@ -2,6 +2,11 @@
 // stream is done late or early, by chance, within what streams and events allow, so a missing wait
 // shows; work on the default stream is done at once. What a kernel does wrong is thrown
 // (simt::Error) by the call that happens to run it.
+//
+// A stream that is captured keeps its work, with the argument bytes of the launches, and does none
+// of it. Meanwhile the capturing thread is refused whatever waits, allocates, records an event or
+// copies from or to memory that is not pinned: cudaErrorStreamCaptureUnsupported, and the capture
+// is lost.
 #pragma once
 
 #include <cstddef>
@@ -17,6 +22,8 @@ enum cudaError {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorNotReady = 600,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
 };
 using cudaError_t = cudaError;
 enum cudaMemcpyKind {
@@ -36,8 +43,17 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 struct CUstream_st;
 struct CUevent_st;
+struct CUgraph_st;
+struct CUgraphExec_st;
 using cudaStream_t = CUstream_st*;
 using cudaEvent_t = CUevent_st*;
+using cudaGraph_t = CUgraph_st*;
+using cudaGraphExec_t = CUgraphExec_st*;
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+};
 
 inline constexpr unsigned cudaStreamNonBlocking = 1;
 inline constexpr unsigned cudaEventDefault = 0;
@@ -124,6 +140,14 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
 
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
+                                 unsigned long long flags = 0);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+
 // Of one process that plays both: a handle is a pointer.
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* p);
 cudaError_t cudaIpcOpenMemHandle(void** p, cudaIpcMemHandle_t handle, unsigned flags);
@@ -141,6 +165,8 @@ void EnqueueKernel(cudaStream_t stream, dim3 grid, dim3 block, size_t dynamic_sh
                    std::function<void()> thread_body);
 // Memory of the pretended device, for tests of what happens when it runs out. Set before use.
 void SetDeviceMemory(size_t bytes);
+// From now on streams cannot be captured, as where a kernel needs more than graphs can hold.
+void RefuseGraphs(bool refuse);
 // From now on memory cannot be shared between processes, as under WSL.
 void RefuseIpc(bool refuse);
 }  // namespace simt
