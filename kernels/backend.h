@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/activation.h"
 #include "kernels/copy_engine.h"
 #include "kernels/device_memory.h"
 #include "kernels/device_queue.h"
@@ -36,13 +37,13 @@ struct RowCount {
 // What a linear layer multiplies: rows of x, or a cheap function of them that is fused into the
 // quantization of the activations.
 struct LinearInput {
-  enum class Kind { kPlain, kRmsNorm, kSwiGlu };
+  enum class Kind { kPlain, kRmsNorm, kSwiGlu, kClampedSwiGlu };
   Kind kind = Kind::kPlain;
-  const float* x = nullptr;       // [rows, cols]; kSwiGlu: the gate
+  const float* x = nullptr;       // [rows, cols]; of the last two kinds the gate
   int64_t stride = 0;             // floats between rows
   const float* weight = nullptr;  // kRmsNorm: [cols]
   float eps = 0;                  // kRmsNorm
-  const float* up = nullptr;      // kSwiGlu: [rows, cols], same stride; input is silu(x) * up
+  const float* up = nullptr;      // the last two: [rows, cols], same stride; see Activation
 
   static LinearInput Plain(const float* x, int64_t stride) { return {Kind::kPlain, x, stride}; }
   static LinearInput RmsNorm(const float* x, int64_t stride, const float* weight, float eps) {
@@ -50,6 +51,12 @@ struct LinearInput {
   }
   static LinearInput SwiGlu(const float* gate, const float* up, int64_t stride) {
     return {Kind::kSwiGlu, gate, stride, nullptr, 0, up};
+  }
+  static LinearInput Gated(Activation activation, const float* gate, const float* up,
+                           int64_t stride) {
+    LinearInput input = SwiGlu(gate, up, stride);
+    if (activation == Activation::kClampedSwiGlu) input.kind = Kind::kClampedSwiGlu;
+    return input;
   }
 };
 
@@ -113,6 +120,8 @@ struct AttentionShape {
   int group = 1;
   int window = 0;   // sliding window in tokens, 0 = all
   float scale = 0;  // usually 1 / sqrt(head_dim)
+  // [q_heads], or null: a score that joins the softmax of each row of a head, without a value.
+  const float* sinks = nullptr;
 };
 
 // Rotates q and k in place (after an optional per-head RMS norm) and writes k and v into the KV
@@ -140,6 +149,9 @@ struct RouterArgs {
 
 struct ExpertWeights {
   absl::Span<const PackedMatrix> gate, up, down;  // one per expert
+  // Of each expert, [rows of its matrix]; empty: none. down's is weighted as its product is.
+  absl::Span<const float*const> gate_bias = {}, up_bias = {}, down_bias = {};
+  Activation activation = Activation::kSwiGlu;
 };
 
 // What sampling needs of a row of logits.
@@ -249,7 +261,7 @@ class Backend {
                          const KvLayer& kv, absl::Span<const Segment> segments, float* out,
                          int64_t out_stride) = 0;
   virtual void Route(const RouterArgs& args, int rows, int32_t* ids, float* weights) = 0;
-  // out[row] = sum over its experts e of weight * down_e(silu(gate_e(n)) * up_e(n)), n =
+  // out[row] = sum over its experts e of weight * down_e(activation(gate_e(n), up_e(n))), n =
   // input[row].
   virtual void Experts(const LinearInput& input, int cols, RowCount rows, const int32_t* ids,
                        const float* weights, int used, const ExpertWeights& experts, float* out,

@@ -51,6 +51,37 @@ class Model::Unit {
   const uint8_t* base_;
 };
 
+// The experts of a layer as the backend takes them.
+class Model::ExpertTables {
+ public:
+  explicit ExpertTables(int experts) {
+    for (auto& m : matrices_) m.resize(experts);
+  }
+  // `base` null: a shape only.
+  void Set(int expert, const WeightUnit& unit, const uint8_t* base) {
+    constexpr Role kMatrices[] = {Role::kGate, Role::kUp, Role::kDown};
+    constexpr Role kBiases[] = {Role::kGateBias, Role::kUpBias, Role::kDownBias};
+    for (int i = 0; i < 3; ++i) {
+      const WeightExtent* e = unit.Find(kMatrices[i]);
+      matrices_[i][expert] = {e->shape, base == nullptr ? nullptr : base + e->offset};
+      const WeightExtent* bias = unit.Find(kBiases[i]);
+      if (bias == nullptr) continue;
+      biases_[i].resize(matrices_[i].size());
+      if (base != nullptr) {
+        biases_[i][expert] = reinterpret_cast<const float*>(base + bias->offset);
+      }
+    }
+  }
+  ExpertWeights view(Activation activation) const {
+    return {matrices_[0], matrices_[1], matrices_[2], biases_[0],
+            biases_[1],   biases_[2],   activation};
+  }
+
+ private:
+  std::vector<PackedMatrix> matrices_[3];  // gate, up, down; as the biases
+  std::vector<const float*> biases_[3];    // empty where the units have none
+};
+
 absl::Status Model::Forward(const Batch& batch) {
   SHOAL_RETURN_IF_ERROR(PrepareRuns(batch));
   const int64_t hidden_bytes =
@@ -95,6 +126,7 @@ absl::Status Model::Embed(const Batch& batch) {
 // x += o(attention(rope(q), rope(k), v)), q k v = norm(x)
 absl::Status Model::Attention(int layer) {
   SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kAttention, layer));
+  const AttentionShape heads = HeadsOf(layer, w.vector(Role::kSinks));
   const PackedMatrix q = w.matrix(Role::kQ), k = w.matrix(Role::kK), v = w.matrix(Role::kV);
   const int64_t qw = q.shape.rows, kw = k.shape.rows, width = qw + kw + v.shape.rows;
   float *q_out = qkv_, *k_out = qkv_ + qw, *v_out = qkv_ + qw + kw;
@@ -111,12 +143,11 @@ absl::Status Model::Attention(int layer) {
   if (!streamed_.empty()) backend_.BeginBatch();  // the ops below have segments of their own
   backend_.QkvToCache({q_out, k_out, v_out, width, w.vector(Role::kQNorm), w.vector(Role::kKNorm),
                        config_.norm_eps, &rope},
-                      heads_, kv, segments_);
+                      heads, kv, segments_);
   if (!streamed_.empty()) backend_.BeginBatch();
-  if (!in_memory_.empty()) backend_.Attention(q_out, width, heads_, kv, in_memory_, attended_, qw);
+  if (!in_memory_.empty()) backend_.Attention(q_out, width, heads, kv, in_memory_, attended_, qw);
   for (const Streamed& s : streamed_) {
-    SHOAL_RETURN_IF_ERROR(AttendStreamed(s, layer - static_cast<int>(plan_.layers.begin), q_out,
-                                         width, attended_, qw));
+    SHOAL_RETURN_IF_ERROR(AttendStreamed(s, layer, heads, q_out, width, attended_, qw));
   }
 
   return RowLinear(backend_, mesh_.tp(), wire_, LinearInput::Plain(attended_, qw),
@@ -124,14 +155,29 @@ absl::Status Model::Attention(int layer) {
                    partial_, x_);
 }
 
+AttentionShape Model::HeadsOf(int layer, const float* sinks) const {
+  AttentionShape heads = heads_;
+  heads.window = config_.window_of(layer);
+  heads.sinks = sinks;
+  return heads;
+}
+
+// A window's rows do not see the pages before it.
+int Model::FirstPage(const Streamed& s, int layer) const {
+  const int window = config_.window_of(layer);
+  const int visible = window > 0 ? std::max(0, segments_[s.segment].pos - window + 1) : 0;
+  return std::min(s.pages, visible / (kKvPageBlocks * kKvBlockTokens));
+}
+
 // Says in which order the pass at hand will ask for pages, so that they are read ahead.
 void Model::AnnounceStream() {
   if (streamed_.empty()) return;
   std::vector<KvPager::StreamPart> parts;
-  for (int layer = 0; layer < static_cast<int>(plan_.layers.size()); ++layer) {
+  const int first_layer = static_cast<int>(plan_.layers.begin);
+  for (int layer = first_layer; layer < static_cast<int>(plan_.layers.end); ++layer) {
     for (const Streamed& s : streamed_) {
-      for (int page = s.first_page; page < s.pages; ++page) {
-        parts.push_back({kv_.RecordOf(s.slot, page), layer});
+      for (int page = FirstPage(s, layer); page < s.pages; ++page) {
+        parts.push_back({kv_.RecordOf(s.slot, page), layer - first_layer});
       }
     }
   }
@@ -140,13 +186,16 @@ void Model::AnnounceStream() {
 
 // The pages of this layer pass through the window, and attention sees them beside the blocks in
 // memory as if they had always been there.
-absl::Status Model::AttendStreamed(const Streamed& s, int local_layer, const float* q,
-                                   int64_t q_stride, float* out, int64_t out_stride) {
+absl::Status Model::AttendStreamed(const Streamed& s, int layer, const AttentionShape& heads,
+                                   const float* q, int64_t q_stride, float* out,
+                                   int64_t out_stride) {
+  const int local_layer = layer - static_cast<int>(plan_.layers.begin);
+  const int first_page = FirstPage(s, layer);
   Segment segment = segments_[s.segment];
   const int32_t* table = kv_.table(s.slot);
   flat_table_.assign((segment.pos + segment.rows + kKvBlockTokens - 1) / kKvBlockTokens, -1);
-  for (int page = s.first_page; page < s.pages; ++page) {
-    const int window_page = page - s.first_page;
+  for (int page = first_page; page < s.pages; ++page) {
+    const int window_page = page - first_page;
     // Without it rank 0 will throw the result away: attention to whatever the window holds.
     if (const uint8_t* part = pager_->NextPart()) {
       SHOAL_RETURN_IF_ERROR(kv_.ToWindow(window_page, part));
@@ -160,7 +209,7 @@ absl::Status Model::AttendStreamed(const Streamed& s, int local_layer, const flo
   }
   segment.blocks = flat_table_.data();
   backend_.BeginBatch();
-  backend_.Attention(q, q_stride, heads_, kv_.FlatLayer(), {segment}, out, out_stride);
+  backend_.Attention(q, q_stride, heads, kv_.FlatLayer(), {segment}, out, out_stride);
   return kv_.WindowIsRead();
 }
 
@@ -168,7 +217,7 @@ absl::Status Model::FeedForward(int layer) {
   return config_.experts > 0 ? MixtureOfExperts(layer) : Mlp(layer);
 }
 
-// x += down(silu(gate(n)) * up(n)), n = norm(x)
+// x += down(activation(gate(n), up(n))), n = norm(x)
 absl::Status Model::Mlp(int layer) {
   SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kFfn, layer));
   const PackedMatrix gate = w.matrix(Role::kGate), up = w.matrix(Role::kUp);
@@ -178,7 +227,8 @@ absl::Status Model::Mlp(int layer) {
       backend_, LinearInput::RmsNorm(x_, config_.dim, w.vector(Role::kFfnNorm), config_.norm_eps),
       config_.dim, rows_,
       {{&gate, nullptr, gate_, ffn, false}, {&up, nullptr, up_out, ffn, false}}));
-  return RowLinear(backend_, mesh_.tp(), wire_, LinearInput::SwiGlu(gate_, up_out, ffn),
+  return RowLinear(backend_, mesh_.tp(), wire_,
+                   LinearInput::Gated(config_.activation, gate_, up_out, ffn),
                    static_cast<int>(ffn), rows_, w.matrix(Role::kDown), nullptr, partial_, x_);
 }
 
@@ -189,7 +239,8 @@ absl::Status Model::MixtureOfExperts(int layer) {
   const LinearInput input =
       LinearInput::RmsNorm(x_, config_.dim, w.vector(Role::kFfnNorm), config_.norm_eps);
   const PackedMatrix router = w.matrix(Role::kRouter);
-  backend_.Linear(input, config_.dim, rows_, {{&router, nullptr, router_, config_.experts, false}});
+  backend_.Linear(input, config_.dim, rows_,
+                  {{&router, w.vector(Role::kRouterBias), router_, config_.experts, false}});
   RouterArgs route;
   route.logits = router_;
   route.experts = config_.experts;
@@ -208,26 +259,20 @@ absl::Status Model::MixtureOfExperts(int layer) {
     if (used[e]) chosen.push_back(layer_units[2 + e]);
   }
   weights_.Prefetch(chosen);
-  std::vector<Unit> units;  // held until the product is done
-  std::vector<PackedMatrix> gate(config_.experts), up(config_.experts), down(config_.experts);
+  std::vector<Unit> held;  // until the product is done
+  ExpertTables tables(config_.experts);
   for (int e = 0; e < config_.experts; ++e) {
     const WeightUnit& layout = layout_.units[IndexOf(WeightUnit::Kind::kExpert, layer, e)];
     const uint8_t* base = nullptr;  // experts that no row chose have a shape only
     if (used[e]) {
       SHOAL_ASSIGN_OR_RETURN(Unit expert, Get(WeightUnit::Kind::kExpert, layer, e));
       base = expert.base();
-      units.push_back(std::move(expert));
+      held.push_back(std::move(expert));
     }
-    const auto view = [&](Role role) {
-      const WeightExtent* extent = layout.Find(role);
-      return PackedMatrix{extent->shape, base == nullptr ? nullptr : base + extent->offset};
-    };
-    gate[e] = view(Role::kGate);
-    up[e] = view(Role::kUp);
-    down[e] = view(Role::kDown);
+    tables.Set(e, layout, base);
   }
   backend_.Experts(input, config_.dim, rows_, expert_ids_, expert_weights_, config_.experts_used,
-                   {gate, up, down}, partial_, config_.dim);
+                   tables.view(config_.activation), partial_, config_.dim);
   return ReduceInto(backend_, mesh_.tp(), wire_, partial_, x_, rows_.total(), config_.dim);
 }
 
@@ -312,15 +357,11 @@ absl::Status Model::PrepareRuns(const Batch& batch) {
   for (const Batch::Run& run : batch.runs) {
     SHOAL_RETURN_IF_ERROR(kv_.CheckRun(run, batch.rows()));
     segments_.push_back({run.row, run.rows, run.pos, kv_.table(run.slot), run.decode != 0});
-    const int pages = kv_.PagesOnDisk(run.slot);
-    if (pages == 0) {
+    if (const int pages = kv_.PagesOnDisk(run.slot); pages > 0) {
+      streamed_.push_back({run.slot, static_cast<int>(segments_.size()) - 1, pages});
+    } else {
       in_memory_.push_back(segments_.back());
-      continue;
     }
-    // A window's rows do not see the pages before it.
-    const int visible = heads_.window > 0 ? std::max(0, run.pos - heads_.window + 1) : 0;
-    streamed_.push_back({run.slot, static_cast<int>(segments_.size()) - 1,
-                         std::min(pages, visible / (kKvPageBlocks * kKvBlockTokens)), pages});
   }
   AnnounceStream();
   for (int i = 0; i < batch.rows(); ++i) {
@@ -381,7 +422,6 @@ Model::Model(const ModelConfig& config, const WeightLayout& layout, const ModelL
   heads_.q_head_begin = static_cast<int>(plan_.q_heads.begin);
   heads_.kv_head_begin = static_cast<int>(plan_.kv_heads.begin);
   heads_.group = config.group();
-  heads_.window = config.window;
   heads_.scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
   units_of_layer_.resize(plan_.layers.size());
   for (size_t i = 0; i < layout.units.size(); ++i) {

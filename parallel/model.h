@@ -65,6 +65,7 @@ class Model {
 
  private:
   class Unit;  // a weight unit held for as long as it is used
+  class ExpertTables;
   struct Slices {
     int q = 0, k = 0, v = 0, all = 0;
   };  // widths of q, k, v and their sum
@@ -78,16 +79,17 @@ class Model {
   bool IsDecodeStep(const Batch& batch) const;
   absl::Status Embed(const Batch& batch);
   absl::Status Attention(int layer);
-  // A segment whose first pages are on disk, and those that its rows see.
+  AttentionShape HeadsOf(int layer, const float* sinks) const;
+  // A segment whose first pages are on disk.
   struct Streamed {
     int slot = 0;
     int segment = 0;
-    int first_page = 0;
-    int pages = 0;  // [first_page, pages)
+    int pages = 0;
   };
+  int FirstPage(const Streamed& s, int layer) const;  // that its rows see there
   void AnnounceStream();
-  absl::Status AttendStreamed(const Streamed& s, int local_layer, const float* q, int64_t q_stride,
-                              float* out, int64_t out_stride);
+  absl::Status AttendStreamed(const Streamed& s, int layer, const AttentionShape& heads,
+                              const float* q, int64_t q_stride, float* out, int64_t out_stride);
   absl::Status FeedForward(int layer);
   absl::Status Mlp(int layer);
   absl::Status MixtureOfExperts(int layer);
@@ -106,7 +108,7 @@ class Model {
   KvCache& kv_;
   KvPager* const pager_;  // null: all KV blocks are in memory
   RopeTables rope_;
-  AttentionShape heads_;
+  AttentionShape heads_;                          // without what differs from layer to layer
   std::vector<std::vector<int>> units_of_layer_;  // attention, then ffn or router and experts
   int embedding_unit_ = -1;
   int head_unit_ = -1;

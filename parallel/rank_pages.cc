@@ -51,6 +51,7 @@ absl::StatusOr<KvName> FileKey(const Checkpoint& checkpoint, const ModelConfig& 
   std::string text = absl::StrCat(
       "kv ", kKvFileVersion, " model ", model, " type ", static_cast<int>(options.kv_type),
       " wire ", static_cast<int>(options.wire), " rank ", rank, " window ", config.window);
+  if (config.window_period > 0) absl::StrAppend(&text, " of ", config.window_period);
   for (const RankPlan& r : plan.ranks) {
     absl::StrAppend(&text, " [", r.layers.begin, "-", r.layers.end, " ", r.kv_heads.begin, "-",
                     r.kv_heads.end, " ", r.q_heads.begin, "-", r.q_heads.end, "]");

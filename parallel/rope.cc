@@ -22,9 +22,14 @@ std::vector<double> Frequencies(const ModelConfig& c) {
   const int half = c.rotary_dim / 2;
   std::vector<double> frequencies(half);
   const bool yarn = s.kind == RopeScaling::Kind::kYarn;
-  const double low = yarn ? std::max(0.0, std::floor(CorrectionDim(c, s.beta_fast))) : 0;
-  const double high =
-      yarn ? std::min(c.rotary_dim - 1.0, std::ceil(CorrectionDim(c, s.beta_slow))) : 0;
+  double low = yarn ? CorrectionDim(c, s.beta_fast) : 0;
+  double high = yarn ? CorrectionDim(c, s.beta_slow) : 0;
+  if (s.whole_bounds) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(0.0, low);
+  high = std::min(c.rotary_dim - 1.0, high);
   for (int i = 0; i < half; ++i) {
     double f = std::pow(static_cast<double>(c.rope_base), -2.0 * i / c.rotary_dim);
     if (!c.rope_factors.empty()) f /= c.rope_factors[i];

@@ -102,6 +102,10 @@ std::string ModelText(const ModelConfig& m) {
       m.experts > 0 ? absl::StrCat(" x ", m.experts, " experts, ", m.experts_used, " used") : "",
       ", vocabulary ", m.vocab, ", context ", m.context);
   if (m.window > 0) absl::StrAppend(&text, ", sliding window ", m.window);
+  if (m.window_period > 0) {
+    absl::StrAppend(&text, " in all but every ", m.window_period,
+                    m.window_period == 2 ? "nd" : "th", " layer");
+  }
   if (m.rope_scaling.kind != RopeScaling::Kind::kNone) {
     absl::StrAppend(&text, ", rope scaling ", RopeScalingName(m.rope_scaling.kind), " ",
                     m.rope_scaling.factor);
@@ -129,6 +133,7 @@ Json ModelJson(const ModelConfig& m) {
           {"rope_scaling", RopeScalingName(m.rope_scaling.kind)},
           {"rope_scaling_factor", m.rope_scaling.factor},
           {"window", m.window},
+          {"window_period", m.window_period},
           {"tied_embeddings", m.tied_embeddings}};
 }
 

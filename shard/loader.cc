@@ -60,9 +60,9 @@ absl::Status LoadVector(const Checkpoint& checkpoint, const Piece& p, Staging& s
   const TensorInfo& t = *p.tensor;
   const int64_t elem_bytes = Info(t.type).block_bytes;
   const int64_t n = p.extent->shape.cols;
+  const int64_t first = p.extent->row_begin * t.cols() + p.extent->col_begin;
   staging.resize(n * elem_bytes);
-  SHOAL_RETURN_IF_ERROR(
-      checkpoint.Read(t, p.extent->col_begin * elem_bytes, n * elem_bytes, staging.data()));
+  SHOAL_RETURN_IF_ERROR(checkpoint.Read(t, first * elem_bytes, n * elem_bytes, staging.data()));
   DequantizeRow(t.type, staging.data(), reinterpret_cast<float*>(p.out), n);
   return absl::OkStatus();
 }

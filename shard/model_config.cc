@@ -15,17 +15,33 @@
 namespace shoal {
 namespace {
 
+// Of the key expert_gating_func. The chosen experts' weights are made to sum to 1 anyway, so both
+// are the same.
+constexpr int kSoftmax = 1, kSoftmaxOfChosen = 3;
+
 struct Architecture {
   const char* name;
-  bool rope_neox;  // pairs (i, i + rotary_dim / 2) instead of (2i, 2i + 1)
-  bool may_be_moe;
-  bool must_be_moe;
+  bool rope_neox = false;  // pairs (i, i + rotary_dim / 2) instead of (2i, 2i + 1)
+  bool may_be_moe = false;
+  bool must_be_moe = false;
+  int window_period = 0;  // as of ModelConfig, as are those below
+  bool yarn_whole_bounds = true;
+  Activation activation = Activation::kSwiGlu;
+  int gating = kSoftmax;
 };
 constexpr Architecture kArchitectures[] = {
-    {"llama", false, true, false},
-    {"qwen2", true, false, false},
-    {"qwen3", true, false, false},
-    {"qwen3moe", true, true, true},
+    {.name = "llama", .may_be_moe = true},
+    {.name = "qwen2", .rope_neox = true},
+    {.name = "qwen3", .rope_neox = true},
+    {.name = "qwen3moe", .rope_neox = true, .may_be_moe = true, .must_be_moe = true},
+    {.name = "gpt-oss",
+     .rope_neox = true,
+     .may_be_moe = true,
+     .must_be_moe = true,
+     .window_period = 2,
+     .yarn_whole_bounds = false,
+     .activation = Activation::kClampedSwiGlu,
+     .gating = kSoftmaxOfChosen},
 };
 
 // Far above any published model; they keep products of two sizes small and hostile files cheap.
@@ -170,7 +186,18 @@ absl::Status ReadHeads(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
                                                  " differs from the key length ", m.head_dim,
                                                  ", which no architecture known here has"));
   }
-  SHOAL_ASSIGN_OR_RETURN(m.window, keys.IntOr("attention.sliding_window", 0, INT32_MAX, 0));
+  return absl::OkStatus();
+}
+
+absl::Status ReadWindow(const Keys& keys, const Architecture& arch, ModelConfig& m) {
+  constexpr const char* kWindow = "attention.sliding_window";
+  if (arch.window_period == 0) {
+    SHOAL_ASSIGN_OR_RETURN(m.window, keys.IntOr(kWindow, 0, INT32_MAX, 0));
+    return absl::OkStatus();
+  }
+  SHOAL_ASSIGN_OR_RETURN(m.window, keys.Int(kWindow, 1, INT32_MAX));
+  SHOAL_ASSIGN_OR_RETURN(m.window_period, keys.IntOr("attention.sliding_window_pattern", 0,
+                                                     kMaxLayers, arch.window_period));
   return absl::OkStatus();
 }
 
@@ -183,22 +210,22 @@ absl::Status ReadExperts(const Checkpoint& c, const Keys& keys, const Architectu
     return absl::OkStatus();
   }
   if (!arch.may_be_moe) {
-    return absl::UnimplementedError(absl::StrCat(c.Files()[0], ": ", arch.name, " with ", m.experts,
-                                                 " experts is not known, only llama and qwen3moe "
-                                                 "have experts"));
+    return absl::UnimplementedError(
+        absl::StrCat(c.Files()[0], ": ", arch.name, " with ", m.experts, " experts is not known"));
   }
   SHOAL_ASSIGN_OR_RETURN(m.experts_used, keys.Int("expert_used_count", 1, m.experts));
   const char* ffn_key =
       keys.Has("expert_feed_forward_length") ? "expert_feed_forward_length" : "feed_forward_length";
   SHOAL_ASSIGN_OR_RETURN(m.ffn, keys.Int(ffn_key, 1, kMaxFfn));
-  // 1 is softmax, the only gating of these architectures.
-  SHOAL_ASSIGN_OR_RETURN(const int gating, keys.IntOr("expert_gating_func", 0, INT32_MAX, 1));
+  SHOAL_ASSIGN_OR_RETURN(const int gating,
+                         keys.IntOr("expert_gating_func", 0, INT32_MAX, arch.gating));
   SHOAL_ASSIGN_OR_RETURN(const int shared, keys.IntOr("expert_shared_count", 0, INT32_MAX, 0));
-  if (gating > 1 || shared > 0) {
-    return absl::UnimplementedError(absl::StrCat(
-        c.Files()[0], ": ", arch.name,
-        gating > 1 ? " with an expert gating other than softmax" : " with shared experts",
-        " is not known"));
+  const bool other = gating != 0 && gating != kSoftmax && gating != arch.gating;
+  if (other || shared > 0) {
+    return absl::UnimplementedError(
+        absl::StrCat(c.Files()[0], ": ", arch.name,
+                     other ? " with an expert gating other than softmax" : " with shared experts",
+                     " is not known"));
   }
   return absl::OkStatus();
 }
@@ -253,7 +280,7 @@ class TensorChecker {
                        absl::StrCat("tensor '", spec.name, "' has the shape ", DimsText(t->dims),
                                     ", the metadata says ", DimsText(spec.dims)));
     }
-    if (spec.dims.size() == 1 && Info(t->type).block_elems != 1) {
+    if (spec.is_vector() && Info(t->type).block_elems != 1) {
       return Malformed(c_, absl::StrCat("tensor '", spec.name, "' is ", Info(t->type).name,
                                         ", expected f32, f16 or bf16"));
     }
@@ -273,6 +300,7 @@ class TensorChecker {
         SHOAL_RETURN_IF_ERROR(Check(SeparateExpert(m, role, layer, e)));
       }
     }
+    for (const TensorSpec& spec : ExpertBiases(m, layer)) SHOAL_RETURN_IF_ERROR(Check(spec));
     return absl::OkStatus();
   }
 
@@ -301,6 +329,8 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& c) {
   ModelConfig m;
   m.architecture = arch->name;
   m.rope_neox = arch->rope_neox;
+  m.rope_scaling.whole_bounds = arch->yarn_whole_bounds;
+  m.activation = arch->activation;
   if (const MetadataValue* name = c.FindMetadata("general.name")) {
     if (const auto* text = std::get_if<std::string>(name)) m.name = *text;
   }
@@ -309,6 +339,7 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& c) {
   SHOAL_ASSIGN_OR_RETURN(m.dim, keys.Int("embedding_length", 1, kMaxDim));
   SHOAL_ASSIGN_OR_RETURN(m.context, keys.Int("context_length", 1, kMaxContext));
   SHOAL_RETURN_IF_ERROR(ReadHeads(c, keys, m));
+  SHOAL_RETURN_IF_ERROR(ReadWindow(keys, *arch, m));
   SHOAL_RETURN_IF_ERROR(ReadExperts(c, keys, *arch, m));
   SHOAL_RETURN_IF_ERROR(ReadVocab(c, keys, m));
   if (!keys.Has("attention.layer_norm_rms_epsilon")) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/activation.h"
 #include "shard/checkpoint.h"
 
 namespace shoal {
@@ -17,10 +18,11 @@ struct RopeScaling {
   int original_context = 0;  // YaRN
   float attn_factor = 1;     // YaRN: multiplies cos and sin, on top of 0.1 ln(factor) + 1
   float beta_fast = 32, beta_slow = 1;
+  bool whole_bounds = true;  // YaRN: its ramp begins and ends at whole dimensions
 };
 
 struct ModelConfig {
-  std::string architecture;  // "llama", "qwen2", "qwen3", "qwen3moe"
+  std::string architecture;  // "llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss"
   std::string name;
   int layers = 0;
   int dim = 0;
@@ -33,6 +35,7 @@ struct ModelConfig {
   int experts = 0;  // 0: dense
   int experts_used = 0;
   bool renormalize_experts = true;
+  Activation activation = Activation::kSwiGlu;
   float norm_eps = 1e-5f;
   float rope_base = 10000;
   int rotary_dim = 0;
@@ -41,9 +44,13 @@ struct ModelConfig {
   std::vector<float>
       rope_factors;              // rope_freqs.weight: divisors [rotary_dim / 2], empty when absent
   int window = 0;                // sliding window, 0 = none
+  int window_period = 0;         // the last of every so many layers sees all; 0: none does
   bool tied_embeddings = false;  // head = token_embd
 
   int group() const { return heads / kv_heads; }
+  int window_of(int layer) const {
+    return window_period > 0 && layer % window_period == window_period - 1 ? 0 : window;
+  }
 };
 
 // kInvalidArgument (malformed or contradicting metadata, missing tensor, wrong shape) or

@@ -46,22 +46,26 @@ std::vector<TensorSpec> LayerTensors(const ModelConfig& c, int layer) {
       {Role::kV, blk + "attn_v.weight", {c.dim, kv}},
       {Role::kO, blk + "attn_output.weight", {q, c.dim}},
   };
-  if (c.architecture == "qwen2" || c.architecture == "llama") {
-    const bool required = c.architecture == "qwen2";
+  const bool gpt_oss = c.architecture == "gpt-oss";
+  if (gpt_oss || c.architecture == "qwen2" || c.architecture == "llama") {
+    const bool required = c.architecture != "llama";
     out.push_back({Role::kQBias, blk + "attn_q.bias", {q}, required});
     out.push_back({Role::kKBias, blk + "attn_k.bias", {kv}, required});
     out.push_back({Role::kVBias, blk + "attn_v.bias", {kv}, required});
   }
-  if (c.architecture == "llama") {
-    out.push_back({Role::kOBias, blk + "attn_output.bias", {c.dim}, /*required=*/false});
+  if (gpt_oss || c.architecture == "llama") {
+    out.push_back({Role::kOBias, blk + "attn_output.bias", {c.dim}, /*required=*/gpt_oss});
   }
+  if (gpt_oss) out.push_back({Role::kSinks, blk + "attn_sinks.weight", {c.heads}});
   if (c.architecture == "qwen3" || c.architecture == "qwen3moe") {
     out.push_back({Role::kQNorm, blk + "attn_q_norm.weight", {c.head_dim}});
     out.push_back({Role::kKNorm, blk + "attn_k_norm.weight", {c.head_dim}});
   }
-  out.push_back({Role::kFfnNorm, blk + "ffn_norm.weight", {c.dim}});
+  const char* ffn_norm = gpt_oss ? "post_attention_norm.weight" : "ffn_norm.weight";
+  out.push_back({Role::kFfnNorm, blk + ffn_norm, {c.dim}});
   if (c.experts > 0) {
     out.push_back({Role::kRouter, blk + "ffn_gate_inp.weight", {c.dim, c.experts}});
+    if (gpt_oss) out.push_back({Role::kRouterBias, blk + "ffn_gate_inp.bias", {c.experts}});
     return out;
   }
   out.push_back({Role::kGate, blk + "ffn_gate.weight", FfnDims(c, Role::kGate)});
@@ -80,6 +84,18 @@ TensorSpec StackedExperts(const ModelConfig& c, Role role, int layer) {
 TensorSpec SeparateExpert(const ModelConfig& c, Role role, int layer, int expert) {
   return {role, absl::StrCat("blk.", layer, ".", ExpertPart(role), ".", expert, ".weight"),
           FfnDims(c, role)};
+}
+
+std::vector<TensorSpec> ExpertBiases(const ModelConfig& c, int layer) {
+  if (c.architecture != "gpt-oss") return {};
+  const std::string blk = absl::StrCat("blk.", layer, ".ffn_");
+  std::vector<TensorSpec> out = {
+      {Role::kGateBias, blk + "gate_exps.bias", {c.ffn, c.experts}},
+      {Role::kUpBias, blk + "up_exps.bias", {c.ffn, c.experts}},
+      {Role::kDownBias, blk + "down_exps.bias", {c.dim, c.experts}},
+  };
+  for (TensorSpec& spec : out) spec.stacked_vectors = true;
+  return out;
 }
 
 ExpertSource FindExpert(const Checkpoint& checkpoint, const ModelConfig& config, Role role,

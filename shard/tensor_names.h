@@ -17,18 +17,23 @@ struct TensorSpec {
   std::string name;
   std::vector<int64_t> dims;  // contiguous axis first; one entry: a vector
   bool required = true;
+  bool stacked_vectors = false;  // one for each expert, {cols, experts}
+  bool is_vector() const { return dims.size() == 1 || stacked_vectors; }
 };
 
 inline constexpr const char* kRopeFactorsName = "rope_freqs.weight";
 
 // Embedding, output norm, head.
 std::vector<TensorSpec> GlobalTensors(const ModelConfig& config);
-// Everything of a layer but the experts' matrices.
+// Everything of a layer but what each expert has.
 std::vector<TensorSpec> LayerTensors(const ModelConfig& config, int layer);
 // kGate, kUp or kDown of all experts of a layer as one stacked tensor, {cols, rows, experts}...
 TensorSpec StackedExperts(const ModelConfig& config, Role role, int layer);
 // ...or of one expert, as older files hold it.
 TensorSpec SeparateExpert(const ModelConfig& config, Role role, int layer, int expert);
+
+// The biases of all experts of a layer, stacked; none where the architecture has none.
+std::vector<TensorSpec> ExpertBiases(const ModelConfig& config, int layer);
 
 // Where one expert's matrix lies.
 struct ExpertSource {

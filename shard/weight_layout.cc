@@ -28,9 +28,10 @@ class LayoutBuilder {
     layout_.units.push_back(std::move(unit));
   }
 
-  // Columns of a vector.
-  void AddVector(Role role, const TensorInfo& t, Extent cols) {
+  // Columns of a vector, or of one of stacked ones.
+  void AddVector(Role role, const TensorInfo& t, int64_t row, Extent cols) {
     WeightExtent e;
+    e.row_begin = row;
     e.col_begin = cols.begin;
     e.shape.type = DType::kF32;
     e.shape.cols = cols.size();
@@ -100,7 +101,15 @@ Slice SliceOf(const ModelConfig& c, const RankPlan& r, Role role) {
     case Role::kVBias:
       return {true, {}, heads(r.kv_heads)};
     case Role::kOBias:
+    case Role::kDownBias:
       return {r.tp_index == 0, {}, dim};
+    case Role::kSinks:
+      return {true, {}, r.q_heads};
+    case Role::kRouterBias:
+      return {true, {}, {0, c.experts}};
+    case Role::kGateBias:
+    case Role::kUpBias:
+      return {true, {}, r.ffn};
     case Role::kQNorm:
     case Role::kKNorm:
       return {true, {}, {0, c.head_dim}};
@@ -159,17 +168,21 @@ class LayoutMaker {
         const Slice slice = SliceOf(config_, rank_, role);
         builder_.AddMatrix(role, *s.tensor, s.matrix, slice.rows, slice.cols);
       }
+      for (const TensorSpec& spec : ExpertBiases(config_, layer)) {
+        SHOAL_RETURN_IF_ERROR(Add(spec, e));
+      }
     }
     return absl::OkStatus();
   }
 
-  absl::Status Add(const TensorSpec& spec) {
+  // `row`: of stacked vectors.
+  absl::Status Add(const TensorSpec& spec, int row = 0) {
     const Slice slice = SliceOf(config_, rank_, spec.role);
     if (!slice.held) return absl::OkStatus();
     const TensorInfo* t = checkpoint_.FindTensor(spec.name);
     if (t == nullptr) return spec.required ? Missing(spec.name) : absl::OkStatus();
-    if (spec.dims.size() == 1) {
-      builder_.AddVector(spec.role, *t, slice.cols);
+    if (spec.is_vector()) {
+      builder_.AddVector(spec.role, *t, row, slice.cols);
     } else {
       builder_.AddMatrix(spec.role, *t, 0, slice.rows, slice.cols);
     }

@@ -41,13 +41,18 @@ enum class Role : uint8_t {
   kUp,
   kDown,
   kRouter,
+  kSinks,
+  kRouterBias,
+  kGateBias,
+  kUpBias,
+  kDownBias,
 };
 
 struct WeightExtent {
   Role role = Role::kEmbedding;
   std::string tensor;     // name in the checkpoint
   int64_t matrix = 0;     // which expert of a stacked tensor
-  int64_t row_begin = 0;  // source rows [row_begin, row_begin + shape.rows)
+  int64_t row_begin = 0;  // source rows [row_begin, row_begin + shape.rows); a vector's one row
   int64_t col_begin = 0;  // source columns [col_begin, col_begin + shape.cols)
   PackedShape shape;      // a vector (norm, bias) has rows = 0 and cols floats, stored plain
   int64_t offset = 0;     // from the start of its unit
@@ -75,8 +80,8 @@ struct WeightLayout {
 // kRouter (with the FFN norm) and one kExpert for each expert; kHead (kOutputNorm, kHead) on the
 // last stage. With tied embeddings a rank that holds the embedding rows itself (first and last
 // stage at once) has no kHead extent in that unit: the model reads kEmbedding as its head. Norms
-// and the router are whole on every rank; kOBias only where tp_index is 0, since it must be added
-// once.
+// and the router are whole on every rank; kOBias and kDownBias only where tp_index is 0, since they
+// must be added once.
 absl::StatusOr<WeightLayout> MakeWeightLayout(const Checkpoint& checkpoint,
                                               const ModelConfig& config, const RankPlan& rank);
 

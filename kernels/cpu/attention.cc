@@ -78,8 +78,11 @@ void Clear(const Softmax& state, int dims) {
   std::fill(state.acc, state.acc + RoundUp(dims, kKvBlockTokens), 0.0f);
 }
 
-void Finish(const Softmax& state, int dims, float* out) {
-  const float inverse = 1 / *state.sum;  // a token sees itself, so the sum is at least exp(0)
+// `sink`: another score, which weighs but has no value; null: none.
+void Finish(const Softmax& state, const float* sink, int dims, float* out) {
+  float sum = *state.sum;  // a token sees itself, so this is at least exp(0)
+  if (sink != nullptr) sum += std::exp(*sink - *state.max);
+  const float inverse = 1 / sum;
   for (int d = 0; d < dims; ++d) out[d] = state.acc[d] * inverse;
 }
 
@@ -149,6 +152,9 @@ struct AttentionEngine::Call {
   }
   int FirstVisible(int pos) const {
     return shape->window > 0 ? std::max(0, pos - shape->window + 1) : 0;
+  }
+  const float* Sink(int head) const {
+    return shape->sinks == nullptr ? nullptr : shape->sinks + head;
   }
   Softmax Partial(int64_t slot) const {
     return {reinterpret_cast<float*>(workspace + layout.partial_acc) + slot * layout.acc_stride,
@@ -510,7 +516,7 @@ void AttentionEngine::Walk(absl::Span<const Queries> heads, const Scratch& scrat
   int state = 0;
   for (const Queries& queries : heads) {
     for (int v = 0; v < queries.count(); ++v) {
-      Finish(scratch.State(state++), dims, queries.Out(v));
+      Finish(scratch.State(state++), call.Sink(queries.Head(v)), dims, queries.Out(v));
     }
   }
 }
@@ -560,7 +566,9 @@ void AttentionEngine::WalkTiles(const Queries& queries, const Scratch& scratch) 
     call.tiles->attend(args[at], tiles[at], nullptr, nullptr);
     MergeRun(args[at], args[at].queries, scratch, scored);
   }
-  for (int v = 0; v < count; ++v) Finish(scratch.State(v), dims, queries.Out(v));
+  for (int v = 0; v < count; ++v) {
+    Finish(scratch.State(v), call.Sink(queries.Head(v)), dims, queries.Out(v));
+  }
 }
 
 void AttentionEngine::SplitItem(const Queries& queries, int run, int64_t unit, int64_t next_k,
@@ -594,7 +602,8 @@ void AttentionEngine::MergeRow(const Call& call, int row, int head, const Scratc
   }
   float* out = call.out + (work.segment->row + work.row) * call.out_stride;
   for (int i = 0; i < heads; ++i) {
-    Finish(scratch.State(i), run.head_dim, out + int64_t{head + i} * run.head_dim);
+    Finish(scratch.State(i), call.Sink(head + i), run.head_dim,
+           out + int64_t{head + i} * run.head_dim);
   }
 }
 

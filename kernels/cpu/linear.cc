@@ -275,14 +275,15 @@ Path LinearEngine::Impl::PathOf(const PackedMatrix& weight, bool prefill) const 
   return IsFloat(type) ? Path::kF32 : Path::kInt8;
 }
 
-// out[0..n) (+)= scale * tile + bias
+// out[0..n) (+)= scale * (tile + bias)
 static inline void StoreValues(const float* tile, const float* bias, float scale, bool accumulate,
                                int n, float* out) {
   float v[kPanelRows];
-  for (int i = 0; i < n; ++i) v[i] = scale * tile[i];
+  for (int i = 0; i < n; ++i) v[i] = tile[i];
   if (bias != nullptr) {
     for (int i = 0; i < n; ++i) v[i] += bias[i];
   }
+  for (int i = 0; i < n; ++i) v[i] *= scale;
   if (accumulate) {
     for (int i = 0; i < n; ++i) v[i] += out[i];
   }
@@ -431,6 +432,8 @@ void LinearEngine::Impl::AddExpertJobs(const ExpertWeights& experts, bool prefil
     Job job{.first = begin, .count = end - begin, .stride = layout.hidden_cols};
     for (int part = 0; part < 2; ++part) {
       job.weight = part == 0 ? &experts.gate[expert] : &experts.up[expert];
+      const auto& biases = part == 0 ? experts.gate_bias : experts.up_bias;
+      job.bias = biases.empty() ? nullptr : biases[expert];
       job.out = part == 0 ? gate : up;
       job.path = PathOf(*job.weight, prefill);
       job.operand_row = job.path == Path::kBf16 ? nullptr : &slot_row[begin];
@@ -441,6 +444,7 @@ void LinearEngine::Impl::AddExpertJobs(const ExpertWeights& experts, bool prefil
     down.path = PathOf(*down.weight, prefill);
     down.out_row = &slot_row[begin];
     down.row_scale = &slot_weight[begin];
+    if (!experts.down_bias.empty()) down.bias = experts.down_bias[expert];
     down.out = out;
     down.stride = out_stride;
     down.accumulate = true;
@@ -478,7 +482,8 @@ void LinearEngine::Experts(const LinearInput& input, int cols, RowCount rows, co
       std::clamp<int64_t>(out_panels / (4 * m.pool->threads()), 1, kBf16Panels);
   const int64_t down_tasks = (out_panels + down_panels - 1) / down_panels;
   const OperandRows in{input, cols, m.input};
-  const LinearInput products = LinearInput::SwiGlu(m.gate, m.up, m.layout.hidden_cols);
+  const LinearInput products =
+      LinearInput::Gated(experts.activation, m.gate, m.up, m.layout.hidden_cols);
   const OperandRows hidden{products, ffn, m.hidden};
   // Tiles read their rows by slot, the other paths by token.
   const Needs prefill_tokens{prefill_in.int8, prefill_in.f32, false};

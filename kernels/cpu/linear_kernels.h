@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/activation.h"
 #include "kernels/packed_matrix.h"
 
 namespace shoal {
@@ -72,6 +73,7 @@ struct LinearKernels {
   float (*sum_squares)(const float* x, int64_t n);
   void (*scale)(const float* x, const float* weight, float factor, int64_t n, float* out);
   void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
+  void (*clamped_swiglu)(const float* gate, const float* up, int64_t n, float* out);
 
   // For measuring: `loops` rounds of independent products in registers; return the operations done
   // (multiplications and additions counted apart). Null where the level has no such unit.

@@ -101,6 +101,14 @@ void SwiGlu(const float* gate, const float* up, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
 }
 
+void ClampedSwiGlu(const float* gate, const float* up, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = std::min(gate[i], kSwiGluLimit);
+    const float u = std::clamp(up[i], -kSwiGluLimit, kSwiGluLimit);
+    out[i] = g / (1 + std::exp(-kSwiGluAlpha * g)) * (u + 1);
+  }
+}
+
 LinearKernels MakeTable() {
   LinearKernels k = {};
   for (int t = 0; t < kNumDTypes; ++t) {
@@ -115,6 +123,7 @@ LinearKernels MakeTable() {
   k.sum_squares = SumSquares;
   k.scale = Scale;
   k.swiglu = SwiGlu;
+  k.clamped_swiglu = ClampedSwiGlu;
   return k;
 }
 

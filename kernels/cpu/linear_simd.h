@@ -380,13 +380,25 @@ inline __attribute__((always_inline)) F Exp(F x) {
   return Isa::Mul(p, Isa::AsFloat(power));
 }
 
-void SwiGlu(const float* gate, const float* up, int64_t n, float* out) {
-  const F one = Isa::Broadcast(1.0f), minus = Isa::Broadcast(-1.0f);
+// The Activations of kernels/activation.h.
+template <bool kClamped>
+inline __attribute__((always_inline)) F GatedOf(F g, F u) {
+  const F one = Isa::Broadcast(1.0f);
+  if constexpr (!kClamped) {
+    return Isa::Mul(Isa::Div(g, Isa::Fma(one, one, Exp(Isa::Mul(g, Isa::Broadcast(-1.0f))))), u);
+  }
+  const F most = Isa::Broadcast(kSwiGluLimit), least = Isa::Broadcast(-kSwiGluLimit);
+  g = Isa::Min(g, most);
+  u = Isa::Max(Isa::Min(u, most), least);
+  g = Isa::Div(g, Isa::Fma(one, one, Exp(Isa::Mul(g, Isa::Broadcast(-kSwiGluAlpha)))));
+  return Isa::Fma(g, u, g);
+}
+
+template <bool kClamped>
+void Gated(const float* gate, const float* up, int64_t n, float* out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    const F g = Isa::LoadF(gate + i);
-    const F silu = Isa::Div(g, Isa::Fma(one, one, Exp(Isa::Mul(g, minus))));
-    Isa::StoreF(out + i, Isa::Mul(silu, Isa::LoadF(up + i)));
+    Isa::StoreF(out + i, GatedOf<kClamped>(Isa::LoadF(gate + i), Isa::LoadF(up + i)));
   }
   if (i == n) return;
   // The rest goes through the same code: a value must not depend on where its column stands.
@@ -395,9 +407,7 @@ void SwiGlu(const float* gate, const float* up, int64_t n, float* out) {
     g[j - i] = gate[j];
     u[j - i] = up[j];
   }
-  const F v = Isa::LoadF(g);
-  const F silu = Isa::Div(v, Isa::Fma(one, one, Exp(Isa::Mul(v, minus))));
-  Isa::StoreF(o, Isa::Mul(silu, Isa::LoadF(u)));
+  Isa::StoreF(o, GatedOf<kClamped>(Isa::LoadF(g), Isa::LoadF(u)));
   for (int64_t j = i; j < n; ++j) out[j] = o[j - i];
 }
 
@@ -483,7 +493,8 @@ constexpr LinearKernels MakeTable() {
   k.to_bf16 = ToBf16;
   k.sum_squares = SumSquares;
   k.scale = Scale;
-  k.swiglu = SwiGlu;
+  k.swiglu = Gated<false>;
+  k.clamped_swiglu = Gated<true>;
   k.int8_peak = Int8Peak;
   k.f32_peak = F32Peak;
   return k;

@@ -97,6 +97,9 @@ void PrepareRows(const LinearKernels& kernels, const OperandRows& rows, int row_
     } else if (input.kind == LinearInput::Kind::kSwiGlu) {
       kernels.swiglu(x, input.up + source + col, n, local);
       x = local;
+    } else if (input.kind == LinearInput::Kind::kClampedSwiGlu) {
+      kernels.clamped_swiglu(x, input.up + source + col, n, local);
+      x = local;
     }
     ConvertChunk(kernels, x, row, col, n, needs, rows.operand);
   }

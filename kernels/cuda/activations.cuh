@@ -34,6 +34,12 @@ __device__ inline float BlockReduce(float v) {
 
 __device__ __forceinline__ float Silu(float x) { return x / (1 + expf(-x)); }
 
+__device__ __forceinline__ float ClampedSwiGlu(float gate, float up) {
+  const float g = fminf(gate, kSwiGluLimit);
+  const float u = fminf(fmaxf(up, -kSwiGluLimit), kSwiGluLimit);
+  return g / (1 + expf(-kSwiGluAlpha * g)) * (u + 1);
+}
+
 // Columns col .. col + 3 of a row of `cols`; zeros behind its end.
 __device__ __forceinline__ float4 LoadColumns(const float* x, int col, int cols) {
   if (col + 4 <= cols && reinterpret_cast<uintptr_t>(x + col) % 16 == 0) {
@@ -77,6 +83,10 @@ struct RowReader {
     } else if (in.kind == InputRows::Kind::kSwiGlu) {
       const float4 u = LoadColumns(up, col, in.cols);
       v = {Silu(v.x) * u.x, Silu(v.y) * u.y, Silu(v.z) * u.z, Silu(v.w) * u.w};
+    } else if (in.kind == InputRows::Kind::kClampedSwiGlu) {
+      const float4 u = LoadColumns(up, col, in.cols);
+      v = {ClampedSwiGlu(v.x, u.x), ClampedSwiGlu(v.y, u.y), ClampedSwiGlu(v.z, u.z),
+           ClampedSwiGlu(v.w, u.w)};
     }
     return v;
   }

@@ -281,8 +281,9 @@ static __global__ void __launch_bounds__(kMergeThreads) MergeSplits(MergeParams 
     if (dim == 0) sums[group * width + p.acc_stride] = sum;
   }
   __syncthreads();
+  const float sink = p.heads.SinkLog2(head);
   for (int d = threadIdx.x; d < p.head_dim; d += kMergeThreads) {
-    float total = 0, weight = 0;
+    float total = 0, weight = Exp2(sink - largest);
     for (int i = 0; i < groups; ++i) {
       total += sums[i * width + d];
       weight += sums[i * width + p.acc_stride];

@@ -247,6 +247,7 @@ struct QueryOperand {
 struct RowPair {
   const float* q[2];
   float scale[2];  // of the sums of products with the operand, to exponents of 2
+  float sink[2];   // an exponent of 2
   int pos[2];
 };
 
@@ -422,7 +423,8 @@ __device__ void AddValues(const float (&p)[T::kTokens / 8][4], const TileMemory<
 }
 
 template <typename T>
-__device__ void WriteRows(const RowState<T>& state, float* const (&out)[2], int dims) {
+__device__ void WriteRows(const RowState<T>& state, const RowPair& rows, float* const (&out)[2],
+                          int dims) {
   const int column = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -430,7 +432,8 @@ __device__ void WriteRows(const RowState<T>& state, float* const (&out)[2], int 
     sum += __shfl_xor_sync(kWholeWarp, sum, 1);
     sum += __shfl_xor_sync(kWholeWarp, sum, 2);
     if (out[r] == nullptr) continue;
-    const float inverse = 1 / sum;  // a token sees itself: at least 2^kProbExponent
+    // A token sees itself: at least 2^kProbExponent.
+    const float inverse = 1 / (sum + Exp2(rows.sink[r] - state.largest[r] + kProbExponent));
 #pragma unroll
     for (int n = 0; n < T::kDims / 8; ++n) {
       const int d = n * 8 + column;
@@ -469,6 +472,7 @@ __global__ void __launch_bounds__(T::kThreads) AttendTile(PrefillParams p) {
     const int known = min(vector, count - 1);  // lanes beyond the last one repeat it
     const int row = segment.row + known / heads;
     const int64_t head = static_cast<int64_t>(first_head + known % heads) * view.dims;
+    rows.sink[r] = p.heads.SinkLog2(first_head + known % heads);
     rows.q[r] = p.q + row * p.q_stride + head;
     rows.pos[r] = segment.pos + known / heads;
     out[r] = vector < count ? p.out + row * p.out_stride + head : nullptr;
@@ -506,7 +510,7 @@ __global__ void __launch_bounds__(T::kThreads) AttendTile(PrefillParams p) {
     AddValues(s, tile, state);
     __syncthreads();  // all have read V
   }
-  WriteRows(state, out, view.dims);
+  WriteRows(state, rows, out, view.dims);
 }
 
 }  // namespace shoal::cuda

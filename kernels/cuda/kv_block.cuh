@@ -33,6 +33,7 @@ struct HeadMap {
   int32_t kv_head_begin;
   int32_t group;
   int32_t window;
+  const float* sinks;  // AttentionShape::sinks
 
   // Query heads of local KV head h: [First(h), Last(h)).
   __device__ int First(int kv_head) const {
@@ -42,6 +43,10 @@ struct HeadMap {
     return min(q_heads, (kv_head_begin + kv_head + 1) * group - q_head_begin);
   }
   __device__ int FirstVisible(int pos) const { return window > 0 ? max(0, pos - window + 1) : 0; }
+  // As an exponent of 2; one that weighs nothing where there is none.
+  __device__ float SinkLog2(int head) const {
+    return sinks != nullptr ? sinks[head] * 1.44269504f : -1e30f;
+  }
 };
 
 template <typename T>

@@ -35,6 +35,8 @@ InputRows ToRows(const LinearInput& input, int cols, int rows, int first) {
 }
 static_assert(static_cast<int>(InputRows::Kind::kSwiGlu) ==
                   static_cast<int>(LinearInput::Kind::kSwiGlu) &&
+              static_cast<int>(InputRows::Kind::kClampedSwiGlu) ==
+                  static_cast<int>(LinearInput::Kind::kClampedSwiGlu) &&
               static_cast<int>(InputRows::Kind::kRmsNorm) ==
                   static_cast<int>(LinearInput::Kind::kRmsNorm));
 
@@ -70,7 +72,7 @@ struct LinearEngine::Layout {
     grouping = take(groups * sizeof(RowGroup));
     group_count = take(sizeof(int32_t));
     sorted = take(slots * sizeof(int32_t));
-    pointers = take(slots > 0 ? 3 * kExpertsMax * sizeof(void*) : 0);
+    pointers = take(slots > 0 ? 6 * kExpertsMax * sizeof(void*) : 0);
     gate = take(slots * expert_stride * 4);
     up = take(slots * expert_stride * 4);
     down = take(slots * out_stride * 4);
@@ -103,7 +105,7 @@ int64_t LinearEngine::WorkspaceBytes(const Backend::Limits& limits) const {
 void LinearEngine::SetWorkspace(const Backend::Limits& limits, uint8_t* workspace) {
   limits_ = limits;
   workspace_ = workspace;
-  pointers_.reserve(3 * kExpertsMax);
+  pointers_.reserve(6 * kExpertsMax);
 }
 
 LinearEngine::Operand LinearEngine::OperandOf(DType type, bool prefill) const {
@@ -275,7 +277,12 @@ void LinearEngine::Experts(const LinearInput& input, int cols, RowCount rows, co
   for (const auto& part : {experts.gate, experts.up, experts.down}) {
     for (const PackedMatrix& m : part) pointers_.push_back(m.data);
   }
-  WritePointers(pointers_.data(), 3 * count, pointers, stream);
+  for (const auto& part : {experts.gate_bias, experts.up_bias, experts.down_bias}) {
+    for (const float* bias : part) pointers_.push_back(reinterpret_cast<const uint8_t*>(bias));
+    if (part.empty()) pointers_.resize(pointers_.size() + count, nullptr);
+  }
+  const bool biased = !experts.gate_bias.empty() || !experts.down_bias.empty();
+  WritePointers(pointers_.data(), (biased ? 6 : 3) * count, pointers, stream);
   for (int first = 0, n; first < rows.total(); first += n) {
     const bool prefill = first >= rows.decode;
     n = std::min((prefill ? rows.total() : rows.decode) - first, kExpertRows);
@@ -303,8 +310,8 @@ void LinearEngine::ExpertRows(const ExpertBatch& b, Stream stream) {
   int grouped = 0;  // rows of the groups that are there now
   // Rows of `input` times one matrix of each expert.
   const auto multiply = [&](const LinearInput& input, int rows, int slots_per_row,
-                            absl::Span<const PackedMatrix> matrices, int table, float* out,
-                            int64_t stride, bool prepared) {
+                            absl::Span<const PackedMatrix> matrices, int table, bool biased,
+                            float* out, int64_t stride, bool prepared) {
     const PackedShape& shape = matrices[0].shape;
     const Operand operand = OperandOf(shape.type, b.prefill);
     const int group_rows = operand == Operand::kInt8    ? kInt8GroupRows
@@ -316,6 +323,10 @@ void LinearEngine::ExpertRows(const ExpertBatch& b, Stream stream) {
     Product p = ProductOf(shape);
     p.output_count = 1;
     p.outputs[0].experts = pointers + table * count;
+    if (biased) {
+      p.outputs[0].expert_bias =
+          reinterpret_cast<const float* const*>(pointers + (3 + table) * count);
+    }
     p.outputs[0].out = out;
     p.outputs[0].stride = stride;
     p.outputs[0].rows = static_cast<int>(shape.rows);
@@ -329,11 +340,13 @@ void LinearEngine::ExpertRows(const ExpertBatch& b, Stream stream) {
   };
   const bool same = OperandOf(b.experts.gate[0].shape.type, b.prefill) ==
                     OperandOf(b.experts.up[0].shape.type, b.prefill);
-  multiply(b.input, b.rows, b.used, b.experts.gate, 0, gate, at.expert_stride, false);
-  multiply(b.input, b.rows, b.used, b.experts.up, 1, up, at.expert_stride, same);
+  multiply(b.input, b.rows, b.used, b.experts.gate, 0, !b.experts.gate_bias.empty(), gate,
+           at.expert_stride, false);
+  multiply(b.input, b.rows, b.used, b.experts.up, 1, !b.experts.up_bias.empty(), up,
+           at.expert_stride, same);
   // Slots of experts that live elsewhere hold what was there before; nobody reads their products.
-  multiply(LinearInput::SwiGlu(gate, up, at.expert_stride), slots, 1, b.experts.down, 2, down,
-           at.out_stride, false);
+  multiply(LinearInput::Gated(b.experts.activation, gate, up, at.expert_stride), slots, 1,
+           b.experts.down, 2, !b.experts.down_bias.empty(), down, at.out_stride, false);
   WeightedSum(down, at.out_stride, b.ids, b.weights, b.used, b.rows,
               static_cast<int>(b.experts.down[0].shape.rows), b.out, b.out_stride, stream);
 }

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(32 * kFloatWarps)
     const int row = i / kPanelRows, at = i % kPanelRows;
     float v = 0;
     for (int w = 0; w < kFloatWarps; ++w) v += sums[w][row][at];
-    StoreOutput(o, RowOf(p.rows, block, row).output, panel * kPanelRows + at, v);
+    StoreOutput(o, block.expert, RowOf(p.rows, block, row).output, panel * kPanelRows + at, v);
   }
 }
 

@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(32 * kHalfWarps)
         const ProductOutput& o = p.outputs[OutputOfPanel(p, &panel)];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          StoreOutput(o, row.output, panel * kPanelRows + 2 * at.g + r,
+          StoreOutput(o, block.expert, row.output, panel * kPanelRows + 2 * at.g + r,
                       scale * acc[i][tile][2 * r + c]);
         }
       }

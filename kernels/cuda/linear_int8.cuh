@@ -106,7 +106,7 @@ __device__ __forceinline__ void StoreSums(const WarpSums<kCols>& sums, const Pro
     float v = 0;
 #pragma unroll
     for (int w = 0; w < kInt8Warps; ++w) v += sums[w][row][lane];
-    StoreOutput(o, RowOf(p.rows, block, row).output, panel * kPanelRows + lane, v);
+    StoreOutput(o, block.expert, RowOf(p.rows, block, row).output, panel * kPanelRows + lane, v);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/activation.h"
 #include "kernels/packed_matrix.h"
 
 struct CUstream_st;
@@ -17,10 +18,10 @@ using Stream = CUstream_st*;
 // Rows of x, or a cheap function of them: LinearInput of kernels/backend.h on
 // the device.
 struct InputRows {
-  enum class Kind { kPlain, kRmsNorm, kSwiGlu };
+  enum class Kind { kPlain, kRmsNorm, kSwiGlu, kClampedSwiGlu };
   Kind kind = Kind::kPlain;
-  const float* x = nullptr;       // [rows, cols]; kSwiGlu: the gate
-  const float* up = nullptr;      // kSwiGlu: like x; the row is silu(x) * up
+  const float* x = nullptr;       // [rows, cols]; of the last two kinds the gate
+  const float* up = nullptr;      // the last two: like x
   const float* weight = nullptr;  // kRmsNorm: [cols]
   int64_t stride = 0;             // floats between rows of x and up
   float eps = 0;
@@ -79,9 +80,10 @@ void UnpackHalves(const PackedMatrix& w, int first, int panels, uint16_t* out, S
 
 // out[row, 0..rows) (+)= weight * operand row + bias
 struct ProductOutput {
-  const uint8_t* weight = nullptr;          // packed panels, aligned to 16
-  const uint8_t* const* experts = nullptr;  // grouped products: such a pointer for each expert
-  const float* bias = nullptr;              // [rows] or null
+  const uint8_t* weight = nullptr;            // packed panels, aligned to 16
+  const uint8_t* const* experts = nullptr;    // grouped products: such a pointer for each expert
+  const float* bias = nullptr;                // [rows] or null
+  const float* const* expert_bias = nullptr;  // grouped products: one for each expert, or null
   float* out = nullptr;
   int64_t stride = 0;
   int rows = 0;  // of the weight

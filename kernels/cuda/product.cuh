@@ -50,9 +50,10 @@ __device__ inline const uint8_t* WeightOf(const ProductOutput& o, int expert) {
   return o.experts != nullptr ? o.experts[expert] : o.weight;
 }
 
-__device__ inline void StoreOutput(const ProductOutput& o, int row, int col, float v) {
+__device__ inline void StoreOutput(const ProductOutput& o, int expert, int row, int col, float v) {
   if (col >= o.rows) return;
   if (o.bias != nullptr) v += o.bias[col];
+  if (o.expert_bias != nullptr) v += o.expert_bias[expert][col];
   float* out = o.out + row * o.stride + col;
   *out = o.accumulate ? *out + v : v;
 }

@@ -47,6 +47,7 @@ struct AttentionProblem {
   int rows = 0;
   int64_t stride;
   std::vector<float> q;
+  std::vector<float> sinks;  // see AddSinks
 
   // Each entry of `runs` is (first position, rows, decode) of one sequence; positions before are in
   // the cache too.
@@ -81,6 +82,14 @@ struct AttentionProblem {
         x[0] = 3 + x[0] / 50;
       }
     }
+  }
+
+  // One for each head: far below the scores, among them, far above.
+  void AddSinks() {
+    for (int head = 0; head < shape.attention.q_heads; ++head) {
+      sinks.push_back(head % 4 == 3 ? 50 : head % 4 == 2 ? -90 : 1.5f * static_cast<float>(head));
+    }
+    shape.attention.sinks = sinks.data();
   }
 
  private:
@@ -142,7 +151,8 @@ struct CachedHead {
 // * sum |q k|, which moves every p by a factor within exp(2 ds); p, v and the sums add their own
 // roundings.
 inline void CheckHead(const AttentionProblem& p, const CachedHead& k, const CachedHead& v, int pos,
-                      const float* q, const float* out, const AttentionPrecision& precision) {
+                      int head, const float* q, const float* out,
+                      const AttentionPrecision& precision) {
   constexpr double kFloat = 0x1p-24;
   const AttentionShape& a = p.shape.attention;
   const int dims = a.head_dim;
@@ -161,7 +171,7 @@ inline void CheckHead(const AttentionProblem& p, const CachedHead& k, const Cach
     const double roundings = (precision.terms * dims + 6) * kFloat;
     ds = std::max(ds, a.scale * magnitude * (2 * precision.qk + roundings));
   }
-  double sum = 0;
+  double sum = a.sinks == nullptr ? 0 : std::exp(a.sinks[head] - max);
   for (double& score : scores) sum += score = std::exp(score - max);
   const int n = static_cast<int>(scores.size());
   std::vector<double> expected(dims), magnitude(dims);
@@ -195,7 +205,7 @@ void CheckAttention(const AttentionProblem& p, const std::vector<float>& out,
         for (int r = 0; r < s.rows;
              r += r < 2 || r >= s.rows - 3 ? 1 : std::min(7, s.rows - 2 - r)) {
           const int64_t at = (s.row + r) * p.stride + head * a.head_dim;
-          CheckHead(p, k, v, s.pos + r, p.q.data() + at, out.data() + at, precision(s));
+          CheckHead(p, k, v, s.pos + r, head, p.q.data() + at, out.data() + at, precision(s));
           if (testing::Test::HasFatalFailure()) FAIL() << "row " << s.row + r << " head " << head;
         }
       }

@@ -61,7 +61,7 @@ class AttentionAt : public testing::TestWithParam<CpuLevel> {};
 INSTANTIATE_TEST_SUITE_P(Levels, AttentionAt, testing::ValuesIn(LevelsHere()),
                          [](const auto& level) { return CpuLevelName(level.param); });
 
-TEST_P(AttentionAt, AgreesWithTheTextbookOverShapesWindowsAndGroupings) {
+TEST_P(AttentionAt, AgreesWithTheTextbookOverShapesWindowsGroupingsAndSinks) {
   std::mt19937 rng(11);
   const int head_dims[] = {2, 8, 14, 32, 64, 72, 80, 96, 128, 256};
   const int groups[] = {1, 2, 3, 4, 5, 7, 8, 12, 16, 20};
@@ -72,7 +72,7 @@ TEST_P(AttentionAt, AgreesWithTheTextbookOverShapesWindowsAndGroupings) {
     const int window = rng() % 2 == 0 ? 0 : 1 + rng() % 300;
     const AttentionCase shape =
         MakeAttentionCase(type, head_dims[i % 10], q_heads, group, window, rng() % (3 * group));
-    const AttentionProblem p(
+    AttentionProblem p(
         shape,
         {{static_cast<int>(rng() % 600), 1, true},
          {static_cast<int>(rng() % 40), 1 + static_cast<int>(rng() % 70), false},
@@ -83,6 +83,7 @@ TEST_P(AttentionAt, AgreesWithTheTextbookOverShapesWindowsAndGroupings) {
                  << KvTypeName(type) << " head_dim " << shape.attention.head_dim << " q_heads "
                  << q_heads << " from " << shape.attention.q_head_begin << " group " << group
                  << " window " << window);
+    if (i % 4 == 1) p.AddSinks();
     CheckAll(p, Attend(p, GetParam(), 2), GetParam());
     if (HasFatalFailure()) return;
   }
@@ -91,8 +92,9 @@ TEST_P(AttentionAt, AgreesWithTheTextbookOverShapesWindowsAndGroupings) {
 TEST_P(AttentionAt, DecodeRowsAreBitIdenticalWhateverTheThreadsAndNeighbours) {
   for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kQ8_0}) {
     for (const int group : {1, 4, 7}) {
-      const AttentionProblem p(MakeAttentionCase(type, 64, 2 * group, group),
-                               {{700, 1, true}, {3, 1, true}, {255, 2, true}, {100, 9, false}}, 5);
+      AttentionProblem p(MakeAttentionCase(type, 64, 2 * group, group),
+                         {{700, 1, true}, {3, 1, true}, {255, 2, true}, {100, 9, false}}, 5);
+      if (group == 4) p.AddSinks();
       const std::vector<float> one = Attend(p, GetParam(), 1);   // walks
       const std::vector<float> many = Attend(p, GetParam(), 9);  // splits by runs
       const int width = 2 * group * 64;

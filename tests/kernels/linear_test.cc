@@ -210,19 +210,29 @@ TEST_P(LinearTest, ADecodeRowDoesNotDependOnItsNeighboursNorOnThreads) {
   }
 }
 
+double Gate(Activation activation, double gate, double up) {
+  if (activation == Activation::kSwiGlu) return gate / (1 + std::exp(-gate)) * up;
+  const double g = std::min(gate, 7.0), u = std::clamp(up, -7.0, 7.0);
+  return g / (1 + std::exp(-1.702 * g)) * (u + 1);
+}
+
 TEST_P(LinearTest, FusedNormAndSwiGlu) {
   const int cols = 544, rows = 19;
-  const auto x = Gaussian(rows * cols, 1, 3), up = Gaussian(rows * cols, 2),
+  const auto x = Gaussian(rows * cols, 1, 3), up = Gaussian(rows * cols, 2, 3),
              weight = Gaussian(cols, 4);
   const RandomMatrix q(DType::kQ8_0, 35, cols, 0, 5), f(DType::kF32, 35, cols, 0, 6);
   const float eps = 0.5f;  // large enough that leaving it out would be seen
   Machine machine(GetParam(), 2, {.rows = rows, .cols = cols});
-  for (bool norm : {true, false}) {
+  for (const auto kind : {LinearInput::Kind::kRmsNorm, LinearInput::Kind::kSwiGlu,
+                          LinearInput::Kind::kClampedSwiGlu}) {
+    const bool norm = kind == LinearInput::Kind::kRmsNorm;
+    const Activation activation =
+        kind == LinearInput::Kind::kSwiGlu ? Activation::kSwiGlu : Activation::kClampedSwiGlu;
     std::vector<float> out_q(rows * 35), out_f(rows * 35);
     const LinearOutput outputs[] = {{&q.packed, nullptr, out_q.data(), 35, false},
                                     {&f.packed, nullptr, out_f.data(), 35, false}};
     const LinearInput input = norm ? LinearInput::RmsNorm(x.data(), cols, weight.data(), eps)
-                                   : LinearInput::SwiGlu(x.data(), up.data(), cols);
+                                   : LinearInput::Gated(activation, x.data(), up.data(), cols);
     machine.engine->Linear(input, cols, {2, rows - 2}, outputs);
     for (int r = 0; r < rows; ++r) {
       const float* row = &x[r * cols];
@@ -230,9 +240,8 @@ TEST_P(LinearTest, FusedNormAndSwiGlu) {
       double squares = 0;
       for (int i = 0; i < cols; ++i) squares += row[i] * static_cast<double>(row[i]);
       for (int i = 0; i < cols; ++i) {
-        expected[i] =
-            norm ? row[i] * weight[i] / std::sqrt(squares / cols + eps)
-                 : row[i] / (1 + std::exp(-static_cast<double>(row[i]))) * up[r * cols + i];
+        expected[i] = norm ? row[i] * weight[i] / std::sqrt(squares / cols + eps)
+                           : Gate(activation, row[i], up[r * cols + i]);
       }
       ExpectProduct(q, expected.data(), &out_q[r * 35], nullptr, nullptr,
                     Bf16(DType::kQ8_0, {2, rows - 2}, r));
@@ -259,8 +268,9 @@ TEST_P(LinearTest, ExtremeActivations) {
       EXPECT_NEAR(out[r], sum * value, magnitude * std::fabs(value) / 250 + 1e-35);
     }
     // silu of anything stays finite.
-    const LinearInput gated = LinearInput::SwiGlu(x.data(), x.data(), cols);
-    if (value == -88.5f) {
+    for (const Activation a : {Activation::kSwiGlu, Activation::kClampedSwiGlu}) {
+      const LinearInput gated = LinearInput::Gated(a, x.data(), x.data(), cols);
+      if (value != -88.5f) continue;
       machine.engine->Linear(gated, cols, {1, 0}, {&output, 1});
       for (float v : out) EXPECT_NEAR(v, 0, 1e-3);
     }
@@ -275,8 +285,18 @@ struct Moe {
   std::vector<PackedMatrix> gate_views, up_views, down_views;
   std::vector<float> x, weights;
   std::vector<int32_t> ids;
+  // With biases and the clamped activation, whose limits the biases reach.
+  bool biased = false;
+  std::vector<std::vector<float>> biases[3];
+  std::vector<const float*> bias_views[3];
 
-  Moe(DType type, int rows) {
+  Moe(DType type, int rows, bool with_biases = false) : biased(with_biases) {
+    for (int e = 0; e < experts && biased; ++e) {
+      for (int i = 0; i < 3; ++i) {
+        biases[i].push_back(Gaussian(i < 2 ? ffn : cols, 40 + 3 * e + i, i < 2 ? 5 : 1));
+        bias_views[i].push_back(biases[i].back().data());
+      }
+    }
     for (int e = 0; e < experts; ++e) {
       gate.push_back(std::make_unique<RandomMatrix>(type, ffn, cols, 0, 10 + e));
       up.push_back(std::make_unique<RandomMatrix>(type, ffn, cols, 0, 20 + e));
@@ -294,7 +314,15 @@ struct Moe {
       ids.push_back(first == experts - 1 ? r % (experts - 1) : (first + 1) % (experts - 1));
     }
   }
-  ExpertWeights Views() const { return {gate_views, up_views, down_views}; }
+  ExpertWeights Views() const {
+    return {gate_views,
+            up_views,
+            down_views,
+            bias_views[0],
+            bias_views[1],
+            bias_views[2],
+            biased ? Activation::kClampedSwiGlu : Activation::kSwiGlu};
+  }
   Backend::Limits Limits(int rows) const {
     return {.rows = rows, .cols = cols, .experts_used = used, .expert_cols = ffn};
   }
@@ -304,15 +332,15 @@ struct Moe {
       const int e = ids[row * used + u];
       std::vector<double> h(ffn);
       for (int f = 0; f < ffn; ++f) {
-        double g = 0, v = 0;
+        double g = biased ? biases[0][e][f] : 0, v = biased ? biases[1][e][f] : 0;
         for (int i = 0; i < cols; ++i) {
           g += gate[e]->values[f * cols + i] * x[row * cols + i];
           v += up[e]->values[f * cols + i] * x[row * cols + i];
         }
-        h[f] = g / (1 + std::exp(-g)) * v;
+        h[f] = Gate(biased ? Activation::kClampedSwiGlu : Activation::kSwiGlu, g, v);
       }
       for (int c = 0; c < cols; ++c) {
-        double sum = 0;
+        double sum = biased ? biases[2][e][c] : 0;
         for (int f = 0; f < ffn; ++f) sum += down[e]->values[c * ffn + f] * h[f];
         out[c] += weights[row * used + u] * sum;
       }
@@ -324,7 +352,7 @@ struct Moe {
 TEST_P(LinearTest, ExpertsAreWeightedSums) {
   for (DType type : {DType::kF32, DType::kQ8_0, DType::kMXFP4, DType::kBF16}) {
     const RowCount rows{3, 77};
-    const Moe moe(type, rows.total());
+    const Moe moe(type, rows.total(), type == DType::kF32 || type == DType::kMXFP4);
     Machine machine(GetParam(), 2, moe.Limits(rows.total()));
     std::vector<float> out(rows.total() * moe.cols, 1e9f);
     machine.engine->Experts(LinearInput::Plain(moe.x.data(), moe.cols), moe.cols, rows,

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -150,7 +151,9 @@ double MeanKl(const Answer& a, const Answer& b) {
 
 std::string NameOf(const testing::TestParamInfo<TinyModel>& info) {
   const TinyModel& m = info.param;
-  return m.architecture + "_" + Info(m.type).name + (m.experts > 0 ? "_moe" : "") +
+  std::string architecture = m.architecture;
+  std::replace(architecture.begin(), architecture.end(), '-', '_');
+  return architecture + "_" + Info(m.type).name + (m.experts > 0 ? "_moe" : "") +
          (m.tied ? "_tied" : "") + (m.window > 0 ? "_window" : "") + std::to_string(info.index);
 }
 
@@ -183,7 +186,8 @@ TEST_P(PlacementParity, TensorParallelWithinRounding) {
        {Placement{2, 1, {}}, Placement{3, 1, {}}, Placement{2, 1, {3, 1}}, Placement{2, 2, {}}}) {
     const Answer split = RunAt(model.path(), p, true);
     EXPECT_LT(Nmse(plain, split), bound) << "tp " << p.tp << " pp " << p.pp;
-    EXPECT_LT(MeanKl(plain, split), floats ? 1e-9 : 1e-3) << "tp " << p.tp << " pp " << p.pp;
+    // The sums of exponentials that it subtracts are rounded too, to about 1e-9 of them.
+    EXPECT_LT(MeanKl(plain, split), floats ? 1e-8 : 1e-3) << "tp " << p.tp << " pp " << p.pp;
   }
 }
 
@@ -199,6 +203,27 @@ TEST_P(PlacementParity, LossyWiresAddLittle) {
     const bool smooth = Info(GetParam().type).block_elems == 1 && GetParam().experts == 0;
     EXPECT_LT(kl, smooth ? 1e-4 : 1e-2);
   }
+}
+
+// Columns are no multiples of 256, as in the real ones.
+TinyModel GptOss(DType experts) {
+  TinyModel m;
+  m.architecture = "gpt-oss";
+  m.layers = 3;
+  m.dim = 288;
+  m.kv_heads = 2;
+  m.ffn = 160;
+  m.experts = 8;
+  m.experts_used = 4;
+  m.window = 24;
+  m.rope_scaling = "yarn";
+  m.rope_scaling_factor = 32;
+  m.type = experts;
+  m.type_of = [experts](const std::string& name) {
+    return name.find("_exps") != std::string::npos || experts == DType::kF32 ? experts
+                                                                             : DType::kQ8_0;
+  };
+  return m;
 }
 
 std::vector<TinyModel> Models() {
@@ -231,6 +256,7 @@ std::vector<TinyModel> Models() {
   m.architecture = "qwen3moe";
   m.type = DType::kQ8_0;
   models.push_back(m);
+  for (const DType t : {DType::kF32, DType::kMXFP4}) models.push_back(GptOss(t));
   return models;
 }
 

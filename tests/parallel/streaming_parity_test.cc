@@ -148,6 +148,23 @@ TEST_F(StreamingParity, SameBitsWithExpertsOnDemand) {
   ExpectSame(Do(*gguf_, 1, 1, 1), streamed);
 }
 
+TEST_F(StreamingParity, SameBitsWithExpertsThatHaveBiases) {
+  TinyModel m = Streamable(4, false);
+  m.architecture = "gpt-oss";
+  m.window = 24;
+  m.ffn = 2880;
+  m.type_of = [](const std::string& name) {
+    return name.find("_exps") != std::string::npos ? DType::kMXFP4 : DType::kQ8_0;
+  };
+  Make(m);
+  for (const auto& [tp, pp] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
+    const auto shards = Shards(tp, pp);
+    const Answer streamed = Do(*shards, tp, pp, 0);
+    EXPECT_GT(streamed.streamed, 1 << 20);
+    ExpectSame(Do(*gguf_, tp, pp, 1), streamed);
+  }
+}
+
 TEST_F(StreamingParity, EachRankStreamsItsOwnPart) {
   Make(Streamable(0, false));
   for (const auto& [tp, pp] : {std::pair{2, 1}, std::pair{1, 2}}) {

@@ -116,7 +116,7 @@ class GgufWriter {
 
 // A small model. The defaults fit every type: all row lengths are multiples of 256.
 struct TinyModel {
-  std::string architecture = "llama";  // llama, qwen2, qwen3, qwen3moe
+  std::string architecture = "llama";  // llama, qwen2, qwen3, qwen3moe, gpt-oss
   int layers = 2;
   int dim = 256;
   int heads = 8;
@@ -252,24 +252,26 @@ class Builder {
   void Layer(const std::string& blk) {
     const uint64_t dim = m_.dim, q = U(m_.heads * m_.head_dim), kv = U(m_.kv_heads * m_.head_dim);
     const bool qwen3 = m_.architecture == "qwen3" || m_.architecture == "qwen3moe";
+    const bool gpt_oss = m_.architecture == "gpt-oss";
     Vector(blk + "attn_norm.weight", m_.dim, 1.0f, 0.1f);
     Linear(blk + "attn_q.weight", {dim, q});
     Linear(blk + "attn_k.weight", {dim, kv});
     Linear(blk + "attn_v.weight", {dim, kv});
     Linear(blk + "attn_output.weight", {q, dim});
-    if (m_.architecture == "qwen2" || m_.attention_biases) {
+    if (m_.architecture == "qwen2" || m_.attention_biases || gpt_oss) {
       Vector(blk + "attn_q.bias", m_.heads * m_.head_dim, 0.0f, 0.3f);
       Vector(blk + "attn_k.bias", m_.kv_heads * m_.head_dim, 0.0f, 0.3f);
       Vector(blk + "attn_v.bias", m_.kv_heads * m_.head_dim, 0.0f, 0.3f);
     }
-    if (m_.attention_biases && m_.architecture == "llama") {
+    if (gpt_oss || (m_.attention_biases && m_.architecture == "llama")) {
       Vector(blk + "attn_output.bias", m_.dim, 0.0f, 0.3f);
     }
+    if (gpt_oss) Vector(blk + "attn_sinks.weight", m_.heads, 1.0f, 1.0f);
     if (qwen3) {
       Vector(blk + "attn_q_norm.weight", m_.head_dim, 1.0f, 0.1f);
       Vector(blk + "attn_k_norm.weight", m_.head_dim, 1.0f, 0.1f);
     }
-    Vector(blk + "ffn_norm.weight", m_.dim, 1.0f, 0.1f);
+    Vector(blk + (gpt_oss ? "post_attention_norm.weight" : "ffn_norm.weight"), m_.dim, 1.0f, 0.1f);
     Ffn(blk);
   }
 
@@ -283,6 +285,12 @@ class Builder {
     }
     Matrix(blk + "ffn_gate_inp.weight", {dim, experts}, 1.0f / std::sqrt(float(m_.dim)),
            DType::kF32);
+    if (m_.architecture == "gpt-oss") {
+      Vector(blk + "ffn_gate_inp.bias", m_.experts, 0.0f, 0.3f);
+      Vectors(blk + "ffn_gate_exps.bias", m_.ffn, 0.5f);
+      Vectors(blk + "ffn_up_exps.bias", m_.ffn, 0.5f);
+      Vectors(blk + "ffn_down_exps.bias", m_.dim, 0.3f);
+    }
     if (!m_.separate_experts) {
       Linear(blk + "ffn_gate_exps.weight", {dim, ffn, experts});
       Linear(blk + "ffn_up_exps.weight", {dim, ffn, experts});
@@ -322,6 +330,10 @@ class Builder {
     std::vector<float> v(n);
     for (float& x : v) x = mean + deviation * random_.Normal();
     Floats(name, v);
+  }
+  // One for each expert.
+  void Vectors(const std::string& name, int n, float deviation) {
+    Matrix(name, {U(n), U(m_.experts)}, deviation, DType::kF32);
   }
   void Floats(const std::string& name, const std::vector<float>& v) {
     std::string bytes(v.size() * sizeof(float), '\0');

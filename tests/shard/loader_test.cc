@@ -45,7 +45,8 @@ class Reassembly {
     const TensorInfo& t = *checkpoint_.FindTensor(e.tensor);
     Whole& w = tensors_[e.tensor];
     if (e.is_vector()) {
-      Compare(w, e.col_begin, reinterpret_cast<const float*>(data), e.shape.cols, e.tensor);
+      Compare(w, e.row_begin * t.cols() + e.col_begin, reinterpret_cast<const float*>(data),
+              e.shape.cols, e.tensor);
       return;
     }
     std::vector<float> row(e.shape.cols);
@@ -184,7 +185,7 @@ INSTANTIATE_TEST_SUITE_P(AllTypes, LoaderTypeTest, ::testing::Range(0, kNumDType
                          });
 
 TEST_F(LoaderTest, EveryArchitectureAndStage) {
-  for (const char* architecture : {"llama", "qwen2", "qwen3", "qwen3moe"}) {
+  for (const char* architecture : {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss"}) {
     TinyModel m;
     m.architecture = architecture;
     m.layers = 3;
@@ -192,7 +193,8 @@ TEST_F(LoaderTest, EveryArchitectureAndStage) {
     m.head_dim = 16;
     m.ffn = 160;
     m.vocab = 50;
-    m.experts = m.architecture == "qwen3moe" ? 3 : 0;
+    m.experts = m.architecture == "qwen3moe" || m.architecture == "gpt-oss" ? 3 : 0;
+    if (m.experts > 0) m.window = 16;
     m.rope_factors = m.attention_biases = m.architecture == "llama";
     m.type = DType::kQ5_0;
     const auto c = Write(m);

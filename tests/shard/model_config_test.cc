@@ -43,9 +43,11 @@ void ExpectRefused(const GgufWriter& w, absl::StatusCode code, const std::string
 }
 
 TEST(ModelConfig, EveryArchitecture) {
-  for (const char* name : {"llama", "qwen2", "qwen3", "qwen3moe"}) {
+  for (const char* name : {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss"}) {
     TinyModel m = Small(name);
-    if (m.architecture == "qwen3moe") m.experts = 4;
+    const bool gpt_oss = m.architecture == "gpt-oss";
+    if (m.architecture == "qwen3moe" || gpt_oss) m.experts = 4;
+    if (gpt_oss) m.window = 16;
     const auto c = ConfigOf(TinyModelGguf(m));
     ASSERT_TRUE(c.ok()) << name << ": " << c.status();
     EXPECT_EQ(c->architecture, name);
@@ -63,7 +65,10 @@ TEST(ModelConfig, EveryArchitecture) {
     EXPECT_EQ(c->experts_used, m.experts > 0 ? 2 : 0);
     EXPECT_FLOAT_EQ(c->norm_eps, 1e-5f);
     EXPECT_FALSE(c->tied_embeddings);
-    EXPECT_EQ(c->window, 0);
+    EXPECT_EQ(c->window, m.window);
+    EXPECT_EQ(c->window_of(0), m.window);
+    EXPECT_EQ(c->window_of(1), 0);
+    EXPECT_EQ(c->activation, gpt_oss ? Activation::kClampedSwiGlu : Activation::kSwiGlu);
     EXPECT_EQ(c->rope_scaling.kind, RopeScaling::Kind::kNone);
     EXPECT_TRUE(c->rope_factors.empty());
   }
@@ -95,6 +100,31 @@ TEST(ModelConfig, WindowTiedAndRopeFactors) {
   ASSERT_EQ(c->rope_factors.size(), 16u);
   EXPECT_FLOAT_EQ(c->rope_factors[0], 1.0f);
   EXPECT_FLOAT_EQ(c->rope_factors[8], 4.5f);
+}
+
+TEST(ModelConfig, WindowsOfSomeLayers) {
+  TinyModel m = Small("llama");
+  m.window = 17;
+  EXPECT_EQ(ConfigOf(TinyModelGguf(m))->window_of(1), 17);
+  m = Small("gpt-oss");
+  m.experts = 4;
+  m.layers = 6;
+  ExpectRefused(TinyModelGguf(m), absl::StatusCode::kInvalidArgument,
+                "'gpt-oss.attention.sliding_window' is missing");
+  m.window = 16;
+  m.rope_scaling = "yarn";
+  GgufWriter w = TinyModelGguf(m);
+  auto c = ConfigOf(w);
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->window_of(4), 16);
+  EXPECT_EQ(c->window_of(5), 0);
+  EXPECT_FALSE(c->rope_scaling.whole_bounds);
+  w.U32("gpt-oss.attention.sliding_window_pattern", 3);
+  c = ConfigOf(w);
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->window_of(4), 16);
+  EXPECT_EQ(c->window_of(5), 0);
+  EXPECT_EQ(c->window_of(3), 16);
 }
 
 TEST(ModelConfig, RopeScaling) {
@@ -129,7 +159,7 @@ TEST(ModelConfig, RopeScaling) {
 
 TEST(ModelConfigBadInput, UnknownArchitectureIsNamedWithWhatIsKnown) {
   ExpectRefused(TinyModelGguf(Small("mamba")), absl::StatusCode::kUnimplemented,
-                "'mamba' is not known; known are: llama, qwen2, qwen3, qwen3moe");
+                "'mamba' is not known; known are: llama, qwen2, qwen3, qwen3moe, gpt-oss");
   TinyModel m = Small("qwen2");
   m.experts = 4;
   ExpectRefused(TinyModelGguf(m), absl::StatusCode::kUnimplemented, "qwen2 with 4 experts");
@@ -151,6 +181,21 @@ TEST(ModelConfigBadInput, MissingTensor) {
   std::erase_if(w.entries,
                 [&](const GgufWriter::Entry& e) { return e.name == "blk.1.ffn_up_exps.weight"; });
   ExpectRefused(w, absl::StatusCode::kInvalidArgument, "blk.1.ffn_up_exps.weight");
+  m.architecture = "gpt-oss";
+  m.window = 16;
+  for (const char* name : {"blk.0.attn_sinks.weight", "blk.1.attn_output.bias",
+                           "blk.0.ffn_gate_inp.bias", "blk.1.ffn_down_exps.bias"}) {
+    w = TinyModelGguf(m);
+    std::erase_if(w.entries, [&](const GgufWriter::Entry& e) { return e.name == name; });
+    ExpectRefused(w, absl::StatusCode::kInvalidArgument,
+                  "tensor '" + std::string(name) + "' is missing");
+  }
+  w = TinyModelGguf(m);
+  for (GgufWriter::Entry& e : w.entries) {
+    if (e.name == "blk.0.ffn_up_exps.bias") std::swap(e.dims[0], e.dims[1]);
+  }
+  ExpectRefused(w, absl::StatusCode::kInvalidArgument,
+                "'blk.0.ffn_up_exps.bias' has the shape [4, 96], the metadata says [96, 4]");
 }
 
 TEST(ModelConfigBadInput, ShapeThatContradictsTheMetadata) {

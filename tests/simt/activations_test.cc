@@ -38,6 +38,8 @@ std::vector<float> Expected(const Case& c, const InputRows& in) {
       cpu.scale(x, in.weight, 1 / std::sqrt(mean + in.eps), c.cols, row);
     } else if (c.kind == InputRows::Kind::kSwiGlu) {
       cpu.swiglu(x, in.up + source, c.cols, row);
+    } else if (c.kind == InputRows::Kind::kClampedSwiGlu) {
+      cpu.clamped_swiglu(x, in.up + source, c.cols, row);
     } else {
       std::copy(x, x + c.cols, row);
     }
@@ -87,8 +89,8 @@ void CheckInt8(const Case& c) {
 TEST(Activations, Int8) {
   for (int seed = 0; seed < 3; ++seed) {
     simt::SetSeed(seed);
-    for (const auto kind :
-         {InputRows::Kind::kPlain, InputRows::Kind::kRmsNorm, InputRows::Kind::kSwiGlu}) {
+    for (const auto kind : {InputRows::Kind::kPlain, InputRows::Kind::kRmsNorm,
+                            InputRows::Kind::kSwiGlu, InputRows::Kind::kClampedSwiGlu}) {
       for (const Case& c :
            {Case{kind, 1, 32}, Case{kind, 3, 160}, Case{kind, 2, 1056}, Case{kind, 9, 2048}}) {
         CheckInt8(c);

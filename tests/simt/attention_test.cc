@@ -66,7 +66,7 @@ void Check(const AttentionProblem& p, const std::vector<float>& out, const Optio
   }
 }
 
-TEST(CudaAttention, AgreesWithTheTextbookOverShapesWindowsAndGroupings) {
+TEST(CudaAttention, AgreesWithTheTextbookOverShapesWindowsGroupingsAndSinks) {
   std::mt19937 rng(7);
   const int head_dims[] = {64, 80, 96, 128, 256, 2, 14, 72, 288};
   const int groups[] = {1, 4, 8, 3, 7, 12};
@@ -79,7 +79,7 @@ TEST(CudaAttention, AgreesWithTheTextbookOverShapesWindowsAndGroupings) {
     const int window = rng() % 2 == 0 ? 0 : 1 + rng() % 150;
     const AttentionCase shape =
         MakeAttentionCase(type, head_dim, q_heads, group, window, rng() % (2 * group));
-    const AttentionProblem p(
+    AttentionProblem p(
         shape,
         {{static_cast<int>(rng() % 320), 1, true},
          {static_cast<int>(rng() % 40), 1 + static_cast<int>(rng() % 20), false},
@@ -89,6 +89,7 @@ TEST(CudaAttention, AgreesWithTheTextbookOverShapesWindowsAndGroupings) {
     SCOPED_TRACE(testing::Message() << KvTypeName(type) << " head_dim " << head_dim << " q_heads "
                                     << q_heads << " from " << shape.attention.q_head_begin
                                     << " group " << group << " window " << window);
+    if (i % 2 == 0) p.AddSinks();
     Check(p, Attend(p));
     if (HasFatalFailure()) return;
   }

@@ -280,6 +280,25 @@ TEST_F(SimtParity, MixtureOfExperts) {
   }
 }
 
+TEST_F(SimtParity, GptOss) {
+  TinyModel m = Model(DType::kF32);
+  m.architecture = "gpt-oss";
+  m.experts = 4;
+  m.ffn = 160;
+  m.window = 24;
+  for (const auto& [type, bound] : {std::pair{DType::kF32, kFloat}, {DType::kMXFP4, 2e-3}}) {
+    SCOPED_TRACE(Info(type).name);
+    m.type_of = [type](const std::string& name) {
+      return name.find("_exps") != std::string::npos ? type : DType::kF32;
+    };
+    Make(m);
+    const Answer cpu = Do({"c"}), gpu = Do({"g"}), split = Do({"gg", 2});
+    EXPECT_EQ(gpu.greedy, cpu.greedy);
+    EXPECT_LT(Nmse(cpu, gpu), bound);
+    EXPECT_LT(Nmse(cpu, split), bound);
+  }
+}
+
 TEST_F(SimtParity, DrawnTokensAreTheCpus) {
   Make(Model(DType::kF32));
   std::vector<SamplingParams> kinds(5);

@@ -318,7 +318,7 @@ TEST(CudaLinear, WithoutBf16TilesBf16WeightsTakeFloats) {
 }
 
 // Experts against the same linear layers, one row and one expert at a time.
-void CheckExperts(DType gate_type, DType down_type, RowCount rows) {
+void CheckExperts(DType gate_type, DType down_type, RowCount rows, bool biased = false) {
   SCOPED_TRACE(testing::Message() << Info(gate_type).name << " " << rows.decode << "+"
                                   << rows.prefill);
   constexpr int kExperts = 5, kUsed = 3, kCols = 256, kFfn = 256, kOut = 40;
@@ -332,7 +332,18 @@ void CheckExperts(DType gate_type, DType down_type, RowCount rows) {
       parts[part].push_back(owned.back()->packed);
     }
   }
-  const ExpertWeights experts{parts[0], parts[1], parts[2]};
+  std::vector<std::vector<float>> biases[3];
+  std::vector<const float*> bias_views[3];
+  for (int e = 0; e < kExperts && biased; ++e) {
+    for (int part = 0; part < 3; ++part) {
+      biases[part].push_back(Gaussian(part < 2 ? kFfn : kOut, 90 + 3 * e + part, 3));
+      bias_views[part].push_back(biases[part].back().data());
+    }
+  }
+  const Activation activation = biased ? Activation::kClampedSwiGlu : Activation::kSwiGlu;
+  const ExpertWeights experts{parts[0],      parts[1],      parts[2],  bias_views[0],
+                              bias_views[1], bias_views[2], activation};
+  const auto bias = [&](int part, int e) { return biased ? bias_views[part][e] : nullptr; };
   const int n = rows.total();
   std::mt19937 rng(n);
   std::vector<int32_t> ids(n * kUsed);
@@ -358,14 +369,14 @@ void CheckExperts(DType gate_type, DType down_type, RowCount rows) {
       const int e = ids[r * kUsed + k];
       if (e < 0) continue;
       std::vector<float> gate(kFfn), up(kFfn), down(kOut);
-      const LinearOutput pair[2] = {{&parts[0][e], nullptr, gate.data(), kFfn, false},
-                                    {&parts[1][e], nullptr, up.data(), kFfn, false}};
+      const LinearOutput pair[2] = {{&parts[0][e], bias(0, e), gate.data(), kFfn, false},
+                                    {&parts[1][e], bias(1, e), up.data(), kFfn, false}};
       LinearInput one = input;
       one.x += r * kCols;
       engine.Linear(one, kCols, {1, 0}, pair, nullptr);
-      const LinearOutput last{&parts[2][e], nullptr, down.data(), kOut, false};
-      engine.Linear(LinearInput::SwiGlu(gate.data(), up.data(), kFfn), kFfn, {1, 0}, {&last, 1},
-                    nullptr);
+      const LinearOutput last{&parts[2][e], bias(2, e), down.data(), kOut, false};
+      engine.Linear(LinearInput::Gated(activation, gate.data(), up.data(), kFfn), kFfn, {1, 0},
+                    {&last, 1}, nullptr);
       for (int i = 0; i < kOut; ++i) {
         expected[i] += weights[r * kUsed + k] * down[i];
         scale = std::max<double>(scale, std::fabs(weights[r * kUsed + k] * down[i]));
@@ -385,6 +396,8 @@ void CheckExperts(DType gate_type, DType down_type, RowCount rows) {
 TEST(CudaExperts, AreTheSameAsOneAtATime) {
   CheckExperts(DType::kQ4_K, DType::kQ6_K, {1, 0});
   CheckExperts(DType::kMXFP4, DType::kMXFP4, {9, 3});
+  CheckExperts(DType::kMXFP4, DType::kMXFP4, {9, 20}, /*biased=*/true);
+  CheckExperts(DType::kF32, DType::kBF16, {3, 20}, /*biased=*/true);
   CheckExperts(DType::kQ4_0, DType::kQ8_0, {5, 70});
   CheckExperts(DType::kBF16, DType::kF16, {2, 20});
 }
