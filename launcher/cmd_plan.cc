@@ -202,9 +202,12 @@ void ForecastRank(const WholePlan& whole, const MachineSpeed& speed, double idle
 }
 
 // Ranks of a stage work side by side, stages one after the other; prefill keeps all stages busy.
-Together AllTogether(const std::vector<RankForecast>& ranks) {
+// Where `stages_per_host` of them share a disk, they then read at the same time.
+Together AllTogether(const std::vector<RankForecast>& ranks, int stages_per_host) {
   std::map<int, Together> stages;
+  std::map<int, double> stream_s;  // of a stage
   for (const RankForecast& r : ranks) {
+    stream_s[r.plan.stage] = std::max(stream_s[r.plan.stage], r.forecast.stream_s);
     Together& s = stages[r.plan.stage];
     s.decode = std::max(s.decode, r.forecast.decode_s);
     s.decode_full = std::max(s.decode_full, r.decode_full_s);
@@ -212,6 +215,12 @@ Together AllTogether(const std::vector<RankForecast>& ranks) {
     s.prefill = std::max(s.prefill, r.forecast.prefill_s);
   }
   Together all;
+  std::map<int, double> host_stream_s;
+  for (const auto& [stage, seconds] : stream_s) {
+    double& host = host_stream_s[stage / stages_per_host];
+    host += seconds;
+    all.prefill = std::max(all.prefill, host);
+  }
   for (const auto& [stage, s] : stages) {
     all.decode += s.decode;
     all.decode_full += s.decode_full;
@@ -343,13 +352,14 @@ absl::StatusOr<WholePlan> MakePlan(const PlanFlags& f) {
   SHOAL_RETURN_IF_ERROR(MeasureFor(*checkpoint, f, together, whole));
   const MachineSpeed speed = ShareOf(whole.speed.speed, together);
   for (RankForecast& r : whole.ranks) ForecastRank(whole, speed, 0, r);
-  whole.together = AllTogether(whole.ranks);
+  const int stages_per_host = std::max(1, ranks_per_host / plan->tp);
+  whole.together = AllTogether(whole.ranks, stages_per_host);
   // A stage with a disk of its own reads on while it waits for the others.
   if (plan->pp > 1 && ranks_per_host <= plan->tp) {
     for (RankForecast& r : whole.ranks) {
       ForecastRank(whole, speed, whole.together.decode - r.forecast.decode_s, r);
     }
-    whole.together = AllTogether(whole.ranks);
+    whole.together = AllTogether(whole.ranks, stages_per_host);
   }
   return whole;
 }
