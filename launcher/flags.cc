@@ -267,7 +267,7 @@ absl::StatusOr<int64_t> RankMemoryLimit(const std::string& ram, int ranks, int p
   // A system that does not say what is free is not limited by us.
   const absl::StatusOr<FreeMemory> free = ReadFreeMemory();
   if (ram.empty() && !free.ok()) return 0;
-  int64_t bytes = free.ok() ? free->available - DefaultMargin(free->available)
+  int64_t bytes = free.ok() ? free->available - DefaultMargin(*free)
                             : std::numeric_limits<int64_t>::max();
   if (!ram.empty()) {
     const absl::StatusOr<int64_t> given = ParseBytes(ram);

@@ -17,6 +17,7 @@
 #include "kernels/status_macros.h"
 #include "launcher/speed_probe.h"
 #include "nlohmann/json.hpp"
+#include "offload/cgroup.h"
 
 namespace shoal {
 namespace {
@@ -164,16 +165,20 @@ absl::StatusOr<MeasuredSpeed> MeasureSpeed(const SpeedQuestion& q, bool again) {
 
   struct stat st = {};
   if (stat(q.path.c_str(), &st) == 0 && st.st_size >= kReadSampleBytes) {
+    // A disk that a cgroup throttles is another one.
+    const int64_t limit = DiskReadLimit(st.st_dev);
+    const std::string limited = limit > 0 ? absl::StrCat(" at most ", limit) : "";
     SHOAL_ASSIGN_OR_RETURN(
         const std::vector<double> disk,
-        cache.Get(absl::StrCat("disk in order ", st.st_dev, " ", Info(main).name, " ", cpu),
-                  {"read", "read_slowdown", "decode_slowdown", "prefill_slowdown"},
-                  [&]() -> absl::StatusOr<std::vector<double>> {
-                    SHOAL_ASSIGN_OR_RETURN(const ReadSpeed r,
-                                           MeasureReading(q.path, main, q.cpu, q.memory));
-                    return std::vector<double>{r.bytes_per_s, r.read_slowdown, r.decode_slowdown,
-                                               r.prefill_slowdown};
-                  }));
+        cache.Get(
+            absl::StrCat("disk in order ", st.st_dev, limited, " ", Info(main).name, " ", cpu),
+            {"read", "read_slowdown", "decode_slowdown", "prefill_slowdown"},
+            [&]() -> absl::StatusOr<std::vector<double>> {
+              SHOAL_ASSIGN_OR_RETURN(const ReadSpeed r,
+                                     MeasureReading(q.path, main, q.cpu, q.memory));
+              return std::vector<double>{r.bytes_per_s, r.read_slowdown, r.decode_slowdown,
+                                         r.prefill_slowdown};
+            }));
     speed.read_bytes_per_s = disk[0];
     speed.read_slowdown = disk[1];
     speed.decode_slowdown = disk[2];

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "fmt/format.h"
+#include "offload/cgroup.h"
 
 namespace shoal {
 namespace {
@@ -43,40 +44,6 @@ std::optional<int64_t> FindLine(const std::string& text, const std::string& key)
     if (words.size() >= 2 && words[0] == key && absl::SimpleAtoi(words[1], &value)) return value;
   }
   return std::nullopt;
-}
-
-struct Hierarchy {
-  bool v2 = false;
-  std::string mount;  // where it is mounted, below root
-  std::string base;   // which cgroup the mount shows as its root (containers)
-  std::string path;   // this process's cgroup
-};
-
-// Where the memory controller is mounted and where this process stands in it.
-std::vector<Hierarchy> FindHierarchies(const std::string& root) {
-  std::vector<Hierarchy> found;
-  std::string cgroups = ReadText(root + "/proc/self/cgroup").value_or("");
-  std::string mounts = ReadText(root + "/proc/self/mountinfo").value_or("");
-  for (auto line : absl::StrSplit(cgroups, '\n', absl::SkipEmpty())) {
-    std::vector<std::string> part = absl::StrSplit(line, absl::MaxSplits(':', 2));
-    if (part.size() != 3) continue;
-    std::vector<std::string> controllers = absl::StrSplit(part[1], ',');
-    bool v2 = part[0] == "0" && part[1].empty();
-    if (!v2 && std::find(controllers.begin(), controllers.end(), "memory") == controllers.end()) {
-      continue;
-    }
-    for (auto mount : absl::StrSplit(mounts, '\n', absl::SkipEmpty())) {
-      std::vector<std::string> f = absl::StrSplit(mount, ' ');
-      auto dash = std::find(f.begin(), f.end(), "-");
-      if (f.size() < 10 || f.end() - dash < 4) continue;
-      std::vector<std::string> super = absl::StrSplit(*(dash + 3), ',');
-      bool memory = std::find(super.begin(), super.end(), "memory") != super.end();
-      if (v2 ? *(dash + 1) == "cgroup2" : *(dash + 1) == "cgroup" && memory) {
-        found.push_back({v2, f[4], f[3], part[2]});
-      }
-    }
-  }
-  return found;
 }
 
 struct Limit {
@@ -151,28 +118,20 @@ absl::StatusOr<FreeMemory> ReadFreeMemory(const std::string& root) {
   if (!available) {
     return absl::UnavailableError("/proc/meminfo has no MemAvailable; name a budget with --ram");
   }
-  FreeMemory free{*available * 1024, "MemAvailable"};
-  for (const Hierarchy& h : FindHierarchies(root)) {
-    std::string path = h.path;
-    // In a container the mount shows a part of the tree: what lies above it cannot be seen.
-    if (h.base != "/" && absl::StartsWith(path, h.base)) path = path.substr(h.base.size());
-    while (true) {
-      if (path == "/") path.clear();
-      if (auto limit = ReadLimit(root + h.mount + path, h.v2)) {
-        int64_t left = std::max<int64_t>(0, limit->limit - limit->used);
-        if (left < free.available) {
-          free = {left, absl::StrCat("cgroup ", path.empty() ? "/" : path)};
-        }
-      }
-      if (path.empty()) break;
-      path.resize(path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
-    }
+  FreeMemory free{*available * 1024, "MemAvailable", false};
+  for (const CgroupFolder& group : CgroupsOf("memory", root)) {
+    const std::optional<Limit> limit = ReadLimit(group.path, group.v2);
+    if (!limit.has_value()) continue;
+    const int64_t left = std::max<int64_t>(0, limit->limit - limit->used);
+    if (left < free.available) free = {left, absl::StrCat("cgroup ", group.name), true};
   }
   return free;
 }
 
-int64_t DefaultMargin(int64_t available) {
-  return std::clamp<int64_t>(available / 20, 128 << 20, int64_t{1} << 30);
+int64_t DefaultMargin(const FreeMemory& free) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  if (free.in_cgroup) return std::clamp<int64_t>(free.available / 50, 32 << 20, kMost);
+  return std::clamp<int64_t>(free.available / 20, 128 << 20, kMost);
 }
 
 int64_t MemoryBudget::FreeLocked() const {

@@ -23,13 +23,15 @@ struct FreeMemory {
   int64_t available =
       0;              // what can be taken now without swapping and without meeting a cgroup limit
   std::string bound;  // what says so: "MemAvailable" or the cgroup's path
+  bool in_cgroup = false;  // a limit of the group says so
 };
 // `root` stands for "/" (tests bring their own /proc and /sys). Every cgroup from this process's
 // own up to the root counts, v1 and v2: the tightest limit less what its members already use (page
 // cache that can be dropped is not counted as used).
 absl::StatusOr<FreeMemory> ReadFreeMemory(const std::string& root = "");
-// What is kept free when the user names no budget.
-int64_t DefaultMargin(int64_t available);
+// What is kept free when the user names no budget: a twentieth for the rest of the machine, a
+// fiftieth of a cgroup, which has its limit for itself.
+int64_t DefaultMargin(const FreeMemory& free);
 
 // Named reservations out of a fixed number of bytes. Any thread.
 class MemoryBudget {

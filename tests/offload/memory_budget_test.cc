@@ -50,6 +50,8 @@ TEST_F(FreeMemoryTest, WithoutCgroupsIsMemAvailable) {
   ASSERT_TRUE(free.ok());
   EXPECT_EQ(free->available, 16 * kGiB);
   EXPECT_EQ(free->bound, "MemAvailable");
+  // What the rest of the machine may come to want.
+  EXPECT_EQ(DefaultMargin(*free), 16 * kGiB / 20);
 }
 
 TEST_F(FreeMemoryTest, V2LimitOfAParentCounts) {
@@ -83,6 +85,8 @@ TEST_F(FreeMemoryTest, V1LimitCountsBesideAnEmptyV2) {
   ASSERT_TRUE(free.ok());
   EXPECT_EQ(free->available, kGiB);
   EXPECT_EQ(free->bound, "cgroup /capped");
+  // Nobody else has that memory.
+  EXPECT_LT(DefaultMargin(*free), kGiB / 25);
 }
 
 TEST_F(FreeMemoryTest, ContainerSeesItsCgroupAtTheMount) {
