@@ -88,6 +88,7 @@ absl::StatusOr<std::vector<std::string>> EngineCommand(const ServeFlags& f) {
   add("--wire", m.wire);
   add("-b", absl::StrCat(m.rows));
   add("--disk-cache", m.disk_cache);
+  add("--disk-cache-limit", m.disk_cache_limit);
   add("--kv-cache-dir", m.kv_cache_dir);
   add("--kv-disk", m.kv_disk);
   add("--kv-cache-limit", m.kv_cache_limit);

@@ -79,9 +79,10 @@ absl::Status Write(const ShardFlags& f) {
                        static_cast<double>(result->resumed_bytes) / 1e9);
   }
   std::fprintf(
-      stderr, "%s: %d files, %.2f GB%s\nrun it with: shoal run -m %s%s%s%s%s\n", f.output.c_str(),
-      engine.shard.tp * engine.shard.pp, static_cast<double>(result->bytes) / 1e9, note.c_str(),
-      f.output.c_str(), engine.shard.tp > 1 ? absl::StrCat(" --tp ", engine.shard.tp).c_str() : "",
+      stderr, "%s: %d file%s, %.2f GB%s\nrun it with: shoal run -m %s%s%s%s%s\n", f.output.c_str(),
+      engine.shard.tp * engine.shard.pp, engine.shard.tp * engine.shard.pp == 1 ? "" : "s",
+      static_cast<double>(result->bytes) / 1e9, note.c_str(), f.output.c_str(),
+      engine.shard.tp > 1 ? absl::StrCat(" --tp ", engine.shard.tp).c_str() : "",
       engine.shard.pp > 1 ? absl::StrCat(" --pp ", engine.shard.pp).c_str() : "",
       f.model.stage_layers.empty() ? ""
                                    : absl::StrCat(" --pp-layers ", f.model.stage_layers).c_str(),

@@ -14,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "kernels/status_macros.h"
 #include "launcher/exit_code.h"
 #include "offload/memory_budget.h"
 
@@ -68,6 +69,10 @@ void AddModelFlags(CLI::App& app, ModelFlags& f) {
                  "folder that keeps weights as they are streamed: a GGUF that memory does not hold "
                  "is packed there once, as by shoal shard, not again for each token")
       ->envname("SHOAL_DISK_CACHE");
+  app.add_option("--disk-cache-limit", f.disk_cache_limit,
+                 "what the whole --disk-cache may take, such as 100G: models used longest ago give "
+                 "way, one in use never (default: no limit)")
+      ->envname("SHOAL_DISK_CACHE_LIMIT");
   app.add_option("--kv-cache-dir", f.kv_cache_dir,
                  "folder that keeps the KV cache of prompts: one that starts like an earlier one, "
                  "of this run or another, goes on from there")
@@ -164,19 +169,22 @@ namespace {
 
 void WarnOnStderr(const std::string& what) { std::fprintf(stderr, "shoal: %s\n", what.c_str()); }
 
+// The value of a flag that limits the folder of another flag; 0: not given.
+absl::StatusOr<int64_t> FolderLimit(const char* flag, const std::string& value,
+                                    const char* folder_flag, const std::string& folder) {
+  if (value.empty()) return 0;
+  if (folder.empty())
+    return UsageError(absl::StrCat(flag, " is of a ", folder_flag, ": name the folder too"));
+  const absl::StatusOr<int64_t> most = ParseBytes(value);
+  if (!most.ok()) return UsageError(absl::StrCat(flag, " ", value, ": ", most.status().message()));
+  if (*most < 1) return UsageError(absl::StrCat(flag, " 0: leave ", folder_flag, " away instead"));
+  return *most;
+}
+
 absl::StatusOr<KvDiskOptions> ToKvDiskOptions(const ModelFlags& f) {
   KvDiskOptions o;
-  if (!f.kv_cache_limit.empty()) {
-    if (f.kv_cache_dir.empty())
-      return UsageError("--kv-cache-limit is of a --kv-cache-dir: name the folder too");
-    const absl::StatusOr<int64_t> most = ParseBytes(f.kv_cache_limit);
-    if (!most.ok()) {
-      return UsageError(
-          absl::StrCat("--kv-cache-limit ", f.kv_cache_limit, ": ", most.status().message()));
-    }
-    if (*most < 1) return UsageError("--kv-cache-limit 0: leave --kv-cache-dir away instead");
-    o.dir_bytes_max = *most;
-  }
+  SHOAL_ASSIGN_OR_RETURN(o.dir_bytes_max, FolderLimit("--kv-cache-limit", f.kv_cache_limit,
+                                                      "--kv-cache-dir", f.kv_cache_dir));
   if (f.kv_cache_dir.empty() && f.kv_disk.empty()) return o;
   const std::string size = f.kv_disk.empty() ? "16G" : f.kv_disk;
   const absl::StatusOr<int64_t> bytes = ParseBytes(size);
@@ -232,6 +240,10 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
   if (!disk.ok()) return disk.status();
   o.kv_disk = *std::move(disk);
   o.disk_cache = f.disk_cache;
+  absl::StatusOr<int64_t> most =
+      FolderLimit("--disk-cache-limit", f.disk_cache_limit, "--disk-cache", f.disk_cache);
+  if (!most.ok()) return most.status();
+  o.disk_cache_bytes_max = *most;
   o.warn = WarnOnStderr;
   if (f.kv_tokens < 0)
     return UsageError(absl::StrCat("--kv-tokens ", f.kv_tokens, ": give a number of tokens"));
@@ -253,7 +265,7 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
 namespace {
 
 // Threads' stacks, the tokenizer's tables, buffers of batches: what is not counted piece by piece.
-constexpr int64_t kUncounted = 64 << 20;
+constexpr int64_t kUncounted = 32 << 20;
 
 }  // namespace
 
@@ -267,8 +279,8 @@ absl::StatusOr<int64_t> RankMemoryLimit(const std::string& ram, int ranks, int p
   // A system that does not say what is free is not limited by us.
   const absl::StatusOr<FreeMemory> free = ReadFreeMemory();
   if (ram.empty() && !free.ok()) return 0;
-  int64_t bytes = free.ok() ? free->available - DefaultMargin(*free)
-                            : std::numeric_limits<int64_t>::max();
+  int64_t bytes =
+      free.ok() ? free->available - DefaultMargin(*free) : std::numeric_limits<int64_t>::max();
   if (!ram.empty()) {
     const absl::StatusOr<int64_t> given = ParseBytes(ram);
     if (!given.ok()) return UsageError(absl::StrCat("--ram ", ram, ": ", given.status().message()));

@@ -25,15 +25,16 @@ struct ModelFlags {
   std::string kv_type = "f16";
   std::string wire = "f32";
   int rows = 512;
-  std::string ram;              // bytes for the ranks of a host, such as 4G; empty: what is free
-  std::string device = "auto";  // ChooseDevice
-  std::string vram;             // bytes of its GPU that a rank may take; empty: what is free
-  std::string disk_cache;       // packed weights that are streamed are kept there
-  std::string kv_cache_dir;     // KV pages are kept there for later runs
-  std::string kv_disk;          // bytes on disk for the KV pages of a rank, such as 16G
-  std::string kv_cache_limit;   // of the whole folder, such as 64G
-  int kv_tokens = 0;            // of KV cache in memory; 0: the command's default
-  bool in_process = false;      // ranks are threads of this process
+  std::string ram;               // bytes for the ranks of a host, such as 4G; empty: what is free
+  std::string device = "auto";   // ChooseDevice
+  std::string vram;              // bytes of its GPU that a rank may take; empty: what is free
+  std::string disk_cache;        // packed weights that are streamed are kept there
+  std::string disk_cache_limit;  // of the whole folder, such as 100G
+  std::string kv_cache_dir;      // KV pages are kept there for later runs
+  std::string kv_disk;           // bytes on disk for the KV pages of a rank, such as 16G
+  std::string kv_cache_limit;    // of the whole folder, such as 64G
+  int kv_tokens = 0;             // of KV cache in memory; 0: the command's default
+  bool in_process = false;       // ranks are threads of this process
   std::string hostfile;
   std::string hosts;
   std::string net;

@@ -391,6 +391,13 @@ std::string FormatReports(const std::vector<RankReport>& reports) {
       out += "\n";
     }
     if (x.read_bytes == 0) continue;
+    if (x.memory.allowed > 0) {
+      out += fmt::format(
+          "rank {} may take {:.1f} MB: {:.1f} MB of weights stay, {:.1f} MB are for streaming, "
+          "{:.1f} MB are left\n",
+          r, mb(x.memory.allowed), mb(x.memory.resident), mb(x.memory.weights - x.memory.resident),
+          mb(x.memory.allowed - x.memory.total()));
+    }
     out += fmt::format(
         "rank {} reads {:.1f} MB for each token: {:.2f} GB in {:.2f} s ({:.2f} GB/s; {}, depth "
         "{}), waited "

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "offload/memory_budget.h"
 
 namespace shoal {
 namespace {
@@ -177,10 +178,10 @@ absl::Status AsyncFile::Reserve(int64_t offset, int64_t bytes) {
   if (errno != ENOSPC && errno != EDQUOT) return PieceError({true}, path_, errno);
   struct statvfs fs = {};
   fstatvfs(fd_, &fs);
-  return absl::ResourceExhaustedError(
-      absl::StrCat(path_, " needs ", bytes, " bytes more, its file system has ",
-                   static_cast<int64_t>(fs.f_bavail) * static_cast<int64_t>(fs.f_frsize),
-                   " free: make room or choose another folder"));
+  return absl::ResourceExhaustedError(absl::StrCat(
+      path_, " needs ", FormatBytes(bytes), " more, its file system has ",
+      FormatBytes(static_cast<int64_t>(fs.f_bavail) * static_cast<int64_t>(fs.f_frsize)),
+      " free: make room or choose another folder"));
 }
 
 std::string AsyncFile::Describe() const {

@@ -13,7 +13,6 @@
 #include "offload/memory_budget.h"
 #include "shard/device_store.h"
 #include "shard/placement.h"
-#include "shard/shard_cache.h"
 
 namespace shoal {
 namespace {
@@ -310,6 +309,7 @@ absl::StatusOr<WeightStore> Rank::OpenCached(const Checkpoint& checkpoint, bool 
   };
   ShardCacheOptions cache;
   cache.dir = options_.disk_cache;
+  cache.bytes_max = options_.disk_cache_bytes_max;
   cache.memory = options_.memory != 0 ? std::max<int64_t>(1, options_.memory) : 0;
   cache.write.shard = options_.shard;
   cache.write.threads = store.threads;
@@ -317,14 +317,13 @@ absl::StatusOr<WeightStore> Rank::OpenCached(const Checkpoint& checkpoint, bool 
   store.source = &checkpoint;
   store.warn = options_.warn;
   for (const bool anew : {false, true}) {
-    absl::StatusOr<std::unique_ptr<ShardDirectory>> cached =
-        OpenShardCache(checkpoint, config_, cache, anew);
+    absl::StatusOr<CachedShards> cached = OpenShardCache(checkpoint, config_, cache, anew);
     if (!cached.ok()) {
       warn(cached.status(), "; weights are packed again for each token (--disk-cache)");
       break;
     }
-    cached_ = *std::move(cached);
-    absl::StatusOr<WeightStore> opened = open(*cached_, store);
+    cached_.emplace(*std::move(cached));
+    absl::StatusOr<WeightStore> opened = open(*cached_->directory, store);
     const bool damaged = absl::IsDataLoss(opened.status()) ||
                          absl::IsInvalidArgument(opened.status()) ||
                          absl::IsNotFound(opened.status());
@@ -352,6 +351,8 @@ absl::Status Rank::LoadWeights(const Checkpoint& checkpoint, const Progress& pro
   };
   SHOAL_ASSIGN_OR_RETURN(weights_, OpenCached(checkpoint, placement->streams(), progress, open));
   memory_.weights = placement->held_bytes;
+  memory_.resident = placement->resident_bytes;
+  memory_.allowed = options_.memory;
   memory_.streamed = placement->bytes_per_token();
   return absl::OkStatus();
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +24,7 @@
 #include "parallel/scheduler.h"
 #include "shard/checkpoint.h"
 #include "shard/model_config.h"
+#include "shard/shard_cache.h"
 #include "shard/shard_file.h"
 #include "shard/shard_plan.h"
 #include "shard/weight_layout.h"
@@ -52,6 +54,7 @@ struct EngineOptions {
   // Weights that are streamed from a GGUF are packed once into this folder, for this run and later
   // ones (shard/shard_cache.h); empty: they are packed again for each token.
   std::string disk_cache;
+  int64_t disk_cache_bytes_max = 0;              // of the whole folder; 0: no limit
   std::function<void(const std::string&)> warn;  // of what was mended or is slower; any thread
   // Bytes for all that the rank holds, negative when there is less than nothing; 0: no limit,
   // nothing is streamed.
@@ -77,6 +80,8 @@ struct RankMemory {
   int64_t streamed = 0;  // of the model, not in memory: read again for each token
   int64_t kv = 0;        // with the staging of its pages
   int64_t workspace = 0;
+  int64_t resident = 0;  // of weights: stays; the rest of them streams
+  int64_t allowed = 0;   // that the rank may take for all this; 0: no limit
   int64_t total() const { return weights + kv + workspace; }
 };
 
@@ -183,7 +188,7 @@ class Rank {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Mesh> mesh_;
   WeightLayout layout_;
-  std::unique_ptr<ShardDirectory> cached_;  // what weights_ reads, with a disk cache
+  std::optional<CachedShards> cached_;  // what weights_ reads, with a disk cache
   WeightStore weights_;
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<KvPager> pager_;  // uses kv_

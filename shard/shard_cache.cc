@@ -8,8 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/status_macros.h"
-#include "offload/folder_lock.h"
 #include "offload/memory_budget.h"
+#include "shard/shard_cache_room.h"
 #include "shard/source_fingerprint.h"
 #include "xxhash.h"
 
@@ -33,7 +33,7 @@ absl::StatusOr<std::string> EntryName(const Checkpoint& checkpoint, const ShardP
       absl::StrAppend(&text, " ", e.begin, "-", e.end);
   }
   const XXH128_hash_t h = XXH3_128bits(text.data(), text.size());
-  return absl::StrCat("shards-", absl::Hex(h.high64, absl::kZeroPad16),
+  return absl::StrCat(kShardCachePrefix, absl::Hex(h.high64, absl::kZeroPad16),
                       absl::Hex(h.low64, absl::kZeroPad16));
 }
 
@@ -49,22 +49,42 @@ int64_t PackingBytes(const Checkpoint& checkpoint, const ModelConfig& config,
   return 2 * largest;
 }
 
-// All but the lock: whoever waits for it has the file open, and would share it with nobody who
-// comes later.
-void RemovePacked(const std::string& dir) {
-  std::error_code error;
-  for (const fs::directory_entry& e : fs::directory_iterator(dir, error)) {
-    std::error_code ignored;
-    if (e.path().filename() != FolderLock::kFile) fs::remove_all(e.path(), ignored);
+// On disk, a little more rather than less.
+int64_t PackedBytes(const Checkpoint& checkpoint, const ModelConfig& config,
+                    const ShardPlan& plan) {
+  constexpr int64_t kManifest = 1 << 20;
+  int64_t bytes = checkpoint.TotalBytes() + kManifest;  // metadata, after the next line
+  for (const TensorInfo& t : checkpoint.tensors()) bytes -= t.bytes;
+  for (const RankPlan& rank : plan.ranks) {
+    const absl::StatusOr<WeightLayout> layout = MakeWeightLayout(checkpoint, config, rank);
+    if (layout.ok()) bytes += layout->bytes + 2 * kShardDataOffset;
   }
+  return bytes;
+}
+
+absl::Status Pack(const Checkpoint& checkpoint, const ModelConfig& config, const ShardPlan& plan,
+                  const std::string& name, const ShardCacheOptions& options, bool anew) {
+  const int64_t needed = PackingBytes(checkpoint, config, plan);
+  if (options.memory > 0 && needed > options.memory) {
+    return absl::ResourceExhaustedError(absl::StrCat("packing takes ", FormatBytes(needed),
+                                                     " of memory and may take ",
+                                                     FormatBytes(options.memory)));
+  }
+  ShardWriteOptions write = options.write;
+  write.force = anew;
+  const std::string dir = absl::StrCat(options.dir, "/", name);
+  if (options.bytes_max == 0) return WriteShards(checkpoint, config, dir, write).status();
+  // Held until what was made room for is there.
+  SHOAL_ASSIGN_OR_RETURN(const FolderLock lock, FolderLock::Take(options.dir));
+  SHOAL_RETURN_IF_ERROR(MakeShardCacheRoom(options.dir, name, PackedBytes(checkpoint, config, plan),
+                                           options.bytes_max));
+  return WriteShards(checkpoint, config, dir, write).status();
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ShardDirectory>> OpenShardCache(const Checkpoint& checkpoint,
-                                                               const ModelConfig& config,
-                                                               const ShardCacheOptions& options,
-                                                               bool anew) {
+absl::StatusOr<CachedShards> OpenShardCache(const Checkpoint& checkpoint, const ModelConfig& config,
+                                            const ShardCacheOptions& options, bool anew) {
   SHOAL_ASSIGN_OR_RETURN(const ShardPlan plan,
                          MakeShardPlan(config, checkpoint, options.write.shard));
   SHOAL_ASSIGN_OR_RETURN(const std::string name, EntryName(checkpoint, plan));
@@ -76,25 +96,18 @@ absl::StatusOr<std::unique_ptr<ShardDirectory>> OpenShardCache(const Checkpoint&
         absl::StrCat("cannot make the folder ", dir, ": ", error.message()));
   }
   SHOAL_ASSIGN_OR_RETURN(const FolderLock lock, FolderLock::Take(dir));
+  SHOAL_ASSIGN_OR_RETURN(FolderLock in_use, FolderLock::Use(dir));
   if (!anew) {
     absl::StatusOr<std::unique_ptr<ShardDirectory>> there = ShardDirectory::Open(dir);
-    if (there.ok()) return there;
+    if (there.ok()) return CachedShards{std::move(in_use), *std::move(there)};
     anew = !absl::IsNotFound(there.status());  // whole but damaged; else new, or to be gone on with
   }
-  absl::Status status;
-  const int64_t needed = PackingBytes(checkpoint, config, plan);
-  if (options.memory > 0 && needed > options.memory) {
-    status = absl::ResourceExhaustedError(absl::StrCat("packing takes ", FormatBytes(needed),
-                                                       " of memory and may take ",
-                                                       FormatBytes(options.memory)));
-  } else {
-    ShardWriteOptions write = options.write;
-    write.force = anew;
-    status = WriteShards(checkpoint, config, dir, write).status();
+  if (absl::Status s = Pack(checkpoint, config, plan, name, options, anew); !s.ok()) {
+    EmptyShardCacheEntry(dir);
+    return s;
   }
-  if (status.ok()) return ShardDirectory::Open(dir);
-  RemovePacked(dir);
-  return status;
+  SHOAL_ASSIGN_OR_RETURN(std::unique_ptr<ShardDirectory> packed, ShardDirectory::Open(dir));
+  return CachedShards{std::move(in_use), std::move(packed)};
 }
 
 }  // namespace shoal

@@ -44,9 +44,10 @@ absl::StatusOr<std::unique_ptr<ShardDirectory>> ShardDirectory::Open(const std::
   const std::string manifest_path = dir + "/" + kManifestName;
   absl::StatusOr<std::string> text = ReadWhole(manifest_path, kMaxManifestBytes);
   if (absl::IsNotFound(text.status())) {
-    return absl::NotFoundError(
-        absl::StrCat(dir, " has no ", kManifestName,
-                     ": it is no shard directory, or shoal shard has not finished it"));
+    return absl::NotFoundError(absl::StrCat(
+        dir, " has no ", kManifestName,
+        ": it is no shard directory, or shoal shard has not finished it (the same command "
+        "goes on from there)"));
   }
   SHOAL_RETURN_IF_ERROR(text.status());
   SHOAL_ASSIGN_OR_RETURN(d->manifest_, ManifestFromJson(*text, manifest_path));

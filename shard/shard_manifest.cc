@@ -243,7 +243,11 @@ absl::StatusOr<ShardManifest> ManifestFromJson(const std::string& text, const st
   absl::Status status;
   Fields f(json, status);
   const int64_t version = f.Int("version", 0, 1 << 30);
-  if (status.ok() && (f.String("format") != "shoal shards" || version != kShardFormatVersion)) {
+  if (status.ok() && f.String("format") != "shoal shards") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        name, " is not of a shard directory; write the directory again with shoal shard"));
+  }
+  if (status.ok() && version != kShardFormatVersion) {
     return absl::InvalidArgumentError(
         absl::StrCat(name, " has format version ", version, ", this program reads version ",
                      kShardFormatVersion, "; write the directory again with shoal shard"));

@@ -151,7 +151,7 @@ class BadInputTest(harness.TestCase):
                                 '--context', 131072)
         with self.subTest('while they are streamed'):
             run = self.start('run', '-m', path, '-p', 'x', '-n', 8000, '-c', 8192, '-b', 16, '--kv-type', 'q8_0',
-                             '--ignore-eos', '--ram', '220M')
+                             '--ignore-eos', '--ram', '188M')
             run.stdout.read(40)  # the first words
             os.truncate(path, path.stat().st_size // 2)
             _, err = run.communicate(timeout=60)

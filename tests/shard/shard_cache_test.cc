@@ -3,11 +3,14 @@
 #include "shard/shard_cache.h"
 
 #include <errno.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <utime.h>
 
 #include <atomic>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "gmock/gmock.h"
@@ -37,7 +40,7 @@ class ShardCacheTest : public testing::Test {
     checkpoint_ = *OpenCheckpoint(temp_.File("model.gguf"));
     config_ = *ReadModelConfig(*checkpoint_);
   }
-  absl::StatusOr<std::unique_ptr<ShardDirectory>> Open(bool anew = false) {
+  absl::StatusOr<CachedShards> Open(bool anew = false) {
     return OpenShardCache(*checkpoint_, config_, options_, anew);
   }
   // Whether this call had to pack.
@@ -45,7 +48,7 @@ class ShardCacheTest : public testing::Test {
     packed_ = 0;
     const auto d = Open(anew);
     EXPECT_TRUE(d.ok()) << d.status();
-    EXPECT_TRUE(d.ok() && (*d)->Verify(nullptr).ok());
+    EXPECT_TRUE(d.ok() && d->directory->Verify(nullptr).ok());
     return packed_ > 0;
   }
   std::vector<std::string> Entries() const {
@@ -132,12 +135,125 @@ TEST_F(ShardCacheTest, WhatDoesNotFitLeavesNothingBehind) {
   EXPECT_TRUE(Packs());
 }
 
+// Three plans of a model are three entries; two of them fit.
+class ShardCacheLimitTest : public ShardCacheTest {
+ protected:
+  void SetUp() override {
+    ShardCacheTest::SetUp();
+    ASSERT_TRUE(PacksFor(1));
+    one_ = Entries()[0];
+    ASSERT_TRUE(PacksFor(2));
+    for (const std::string& e : Entries()) two_ = e != one_ ? e : two_;
+    UsedAt(one_, 1000);
+    UsedAt(two_, 2000);
+    options_.bytes_max = Taken() * 5 / 4;
+  }
+  bool PacksFor(int tp) {
+    options_.write.shard.tp = tp;
+    return Packs();
+  }
+  static void UsedAt(const std::string& entry, int seconds) {
+    const utimbuf then = {seconds, seconds};
+    ASSERT_EQ(utime((entry + "/" + FolderLock::kUseFile).c_str(), &then), 0);
+  }
+  int64_t Taken() const {
+    int64_t bytes = 0;
+    for (const std::string& f : Files()) bytes += static_cast<int64_t>(fs::file_size(f));
+    return bytes;
+  }
+  static bool IsWhole(const std::string& entry) { return ShardDirectory::Open(entry).ok(); }
+  absl::Status PackThird() {
+    options_.write.shard.tp = 1;
+    options_.write.shard.pp = 2;
+    return Open().status();
+  }
+
+  std::string one_, two_;
+};
+
+TEST_F(ShardCacheLimitTest, WhatWasUsedLongestAgoGivesWay) {
+  EXPECT_TRUE(PackThird().ok());
+  EXPECT_FALSE(IsWhole(one_));
+  EXPECT_TRUE(IsWhole(two_));
+  EXPECT_LE(Taken(), options_.bytes_max);
+  options_.write.shard.pp = 1;
+  EXPECT_TRUE(PacksFor(1));  // the second one had been used before the third
+  EXPECT_FALSE(IsWhole(two_));
+  EXPECT_THAT(Entries(), SizeIs(4));  // three, and the lock of the folder
+}
+
+TEST_F(ShardCacheLimitTest, UsingAnEntryCounts) {
+  EXPECT_FALSE(PacksFor(1));
+  EXPECT_TRUE(PackThird().ok());
+  EXPECT_TRUE(IsWhole(one_));
+  EXPECT_FALSE(IsWhole(two_));
+}
+
+TEST_F(ShardCacheLimitTest, WhatAnotherProcessUsesStays) {
+  int ready[2], done[2];
+  ASSERT_EQ(pipe(ready), 0);
+  ASSERT_EQ(pipe(done), 0);
+  const pid_t other = fork();
+  if (other == 0) {
+    close(done[1]);
+    const auto in_use = FolderLock::Use(one_);
+    char byte = 0;
+    (void)!write(ready[1], &byte, 1);
+    (void)!read(done[0], &byte, 1);  // until the test ends it
+    _exit(in_use.ok() ? 0 : 1);
+  }
+  char byte = 0;
+  ASSERT_EQ(read(ready[0], &byte, 1), 1);
+  UsedAt(one_, 1000);
+  EXPECT_TRUE(PackThird().ok());
+  EXPECT_TRUE(IsWhole(one_));
+  EXPECT_FALSE(IsWhole(two_));
+  // Both that are there now are in use: no room for another, and nobody loses anything.
+  const auto mine = Open();
+  ASSERT_TRUE(mine.ok());
+  options_.write.shard.pp = 1;
+  options_.write.shard.tp = 2;
+  const absl::Status refused = Open().status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()),
+              AllOf(HasSubstr("--disk-cache-limit"), HasSubstr("used by running processes")));
+  EXPECT_TRUE(IsWhole(one_));
+  EXPECT_TRUE(mine->directory->Verify(nullptr).ok());
+  close(done[1]);
+  int status = 1;
+  ASSERT_EQ(waitpid(other, &status, 0), other);
+  EXPECT_EQ(status, 0);
+  EXPECT_TRUE(PacksFor(2));
+  EXPECT_FALSE(IsWhole(one_));
+  for (const int fd : {ready[0], ready[1], done[0]}) close(fd);
+}
+
+TEST_F(ShardCacheLimitTest, AModelLargerThanTheLimitIsRefusedAndNothingGivesWay) {
+  options_.bytes_max = 10'000;
+  const absl::Status refused = PackThird();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("may take 9.77 KiB (--disk-cache-limit)"));
+  EXPECT_TRUE(IsWhole(one_));
+  EXPECT_TRUE(IsWhole(two_));
+  // What is there already is used all the same.
+  options_.write.shard.pp = 1;
+  EXPECT_FALSE(PacksFor(2));
+}
+
+TEST_F(ShardCacheLimitTest, WhatElseLiesInTheFolderIsLeftAlone) {
+  const std::string mine = options_.dir + "/mine";
+  fs::create_directory(mine);
+  std::ofstream(mine + "/file") << std::string(options_.bytes_max, 'x');
+  EXPECT_TRUE(PackThird().ok());
+  EXPECT_TRUE(fs::exists(mine + "/file"));
+}
+
 // Each unit of the file is damaged in turn; all of them stream. What comes out is what the GGUF
 // holds, also the second time a unit passes, when nothing compares it.
 TEST_F(ShardCacheTest, ADamagedUnitIsMendedFromTheSource) {
   const auto d = Open();
   ASSERT_TRUE(d.ok());
-  const WeightLayout& layout = (*d)->manifest().ranks[0].layout;
+  const WeightLayout& layout = d->directory->manifest().ranks[0].layout;
   const Placement placement =
       *PlaceWeights(layout, config_, LeastWeightBytes(layout, config_, 4), 4);
   ASSERT_TRUE(placement.streams());
@@ -145,19 +261,21 @@ TEST_F(ShardCacheTest, ADamagedUnitIsMendedFromTheSource) {
   for (size_t i = 0; i < layout.units.size(); ++i) {
     if (layout.units[i].kind == WeightUnit::Kind::kEmbedding) continue;
     const WeightExtent& e = layout.units[i].extents.back();
-    FlipBit((*d)->RankPath(0), kShardDataOffset + layout.units[i].offset + e.offset + e.bytes / 2);
+    FlipBit(d->directory->RankPath(0),
+            kShardDataOffset + layout.units[i].offset + e.offset + e.bytes / 2);
     WeightStoreOptions options;
     std::vector<std::string> warnings;
     options.source = checkpoint_.get();
     options.warn = [&warnings](const std::string& w) { warnings.push_back(w); };
-    const auto store = OpenWeights(**d, layout, placement, options);
+    const auto store = OpenWeights(*d->directory, layout, placement, options);
     ASSERT_TRUE(store.ok()) << store.status();
     for (int pass = 0; pass < 2; ++pass) {
       for (size_t u = 0; u < layout.units.size(); ++u) {
         if (layout.units[u].kind == WeightUnit::Kind::kEmbedding) continue;
         const auto got = store->source->Acquire(static_cast<int>(u));
         ASSERT_TRUE(got.ok()) << got.status();
-        EXPECT_TRUE((*d)->CheckUnit(0, static_cast<int>(u), *got).ok()) << u << " in pass " << pass;
+        EXPECT_TRUE(d->directory->CheckUnit(0, static_cast<int>(u), *got).ok())
+            << u << " in pass " << pass;
         store->source->Release(static_cast<int>(u));
       }
     }
@@ -165,7 +283,7 @@ TEST_F(ShardCacheTest, ADamagedUnitIsMendedFromTheSource) {
     mended += static_cast<int>(warnings.size());
   }
   EXPECT_GT(mended, 3);
-  EXPECT_TRUE((*d)->Verify(nullptr).ok());
+  EXPECT_TRUE(d->directory->Verify(nullptr).ok());
 }
 
 }  // namespace
