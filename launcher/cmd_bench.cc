@@ -62,11 +62,15 @@ struct Took {
   double read_s = 0;  // reads were in flight
   double wait_s = 0;  // the forward pass waited for them
   double cpu_s = 0;   // of the threads that read
+  int64_t steps = 0;
+  int64_t drafted = 0;   // tokens guessed and checked
+  int64_t accepted = 0;  // of those, right
 };
 
 Took Difference(const Took& a, const Took& b) {
   return {a.seconds - b.seconds, a.bytes_read - b.bytes_read, a.read_s - b.read_s,
-          a.wait_s - b.wait_s, a.cpu_s - b.cpu_s};
+          a.wait_s - b.wait_s,   a.cpu_s - b.cpu_s,           a.steps - b.steps,
+          a.drafted - b.drafted, a.accepted - b.accepted};
 }
 
 void Add(const Took& more, Took& sum) {
@@ -75,13 +79,16 @@ void Add(const Took& more, Took& sum) {
   sum.read_s += more.read_s;
   sum.wait_s += more.wait_s;
   sum.cpu_s += more.cpu_s;
+  sum.steps += more.steps;
+  sum.drafted += more.drafted;
+  sum.accepted += more.accepted;
 }
 
 struct Result {
   Test test;
   std::vector<double> seconds;
   double tokens = 0;
-  Took streamed;  // all runs together
+  Took all;  // all runs together
 
   double AverageRate() const {
     double sum = 0;
@@ -152,12 +159,21 @@ absl::StatusOr<int64_t> BytesPerToken(const Session& session) {
   return static_cast<int64_t>(bytes);
 }
 
-// What was streamed since the weights were loaded.
-Took StreamedSoFar(const Session& session) {
+// What was streamed and guessed since the weights were loaded, in `steps` steps.
+Took SoFar(const Session& session, int64_t steps) {
+  Took took;
+  took.steps = steps;
+  const Scheduler::Stats stats = session.engine.stats();
+  took.drafted = stats.drafted_tokens;
+  took.accepted = stats.accepted_tokens;
   const WeightStreamer* streamer = session.engine.rank().weights().streamer;
-  if (streamer == nullptr) return {};
+  if (streamer == nullptr) return took;
   const StreamStats s = streamer->stats();
-  return {0, s.bytes_read, s.busy_s, s.wait_s, s.io_cpu_s};
+  took.bytes_read = s.bytes_read;
+  took.read_s = s.busy_s;
+  took.wait_s = s.wait_s;
+  took.cpu_s = s.io_cpu_s;
+  return took;
 }
 
 // Runs sequences of `prompt` tokens that each draw `generate`, and returns what it took from
@@ -178,18 +194,20 @@ absl::StatusOr<Took> RunOnce(Session& session, int sequences, int prompt, int ge
     drawn.push_back(0);
   }
   Clock::time_point start = Clock::now();
-  Took before = StreamedSoFar(session);
+  int64_t steps = 0;
+  Took before = SoFar(session, steps);
   int past_start = 0;
   while (!engine.idle()) {
     SHOAL_ASSIGN_OR_RETURN(const std::vector<TokenEvent> events, engine.Step());
+    ++steps;
     for (const TokenEvent& e : events) {
       if (e.has_token && ++drawn[e.id - ids[0]] == from_token && ++past_start == sequences) {
         start = Clock::now();
-        before = StreamedSoFar(session);
+        before = SoFar(session, steps);
       }
     }
   }
-  Took took = StreamedSoFar(session);
+  Took took = SoFar(session, steps);
   took.seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return Difference(took, before);
 }
@@ -213,7 +231,7 @@ absl::StatusOr<Result> Measure(Session& session, const BenchFlags& f, const Test
     }
     if (r < 0) continue;
     result.seconds.push_back(took.seconds);
-    Add(took, result.streamed);
+    Add(took, result.all);
   }
   return result;
 }
@@ -275,14 +293,20 @@ nlohmann::ordered_json ToJson(const Session& session, const BenchFlags& f, const
   j["gb_per_s"] = r.test.generate > 0
                       ? r.AverageRate() / f.sequences * static_cast<double>(bytes_per_token) / 1e9
                       : 0.0;
+  if (f.model.draft_max > 0 && r.test.generate > 0) {  // all repetitions together
+    j["draft_max"] = f.model.draft_max;
+    j["steps"] = r.all.steps;
+    j["drafted"] = r.all.drafted;
+    j["accepted"] = r.all.accepted;
+  }
   j["read_gb_per_s"] = read_gb_per_s;
   j["share_of_reads"] = read_gb_per_s > 0 ? j["gb_per_s"].get<double>() / read_gb_per_s : 0.0;
-  if (r.streamed.bytes_read > 0) {  // of rank 0, all repetitions together
-    j["streamed"] = {{"bytes", r.streamed.bytes_read},
-                     {"seconds", r.streamed.seconds},
-                     {"reading_s", r.streamed.read_s},
-                     {"waiting_s", r.streamed.wait_s},
-                     {"cpu_s", r.streamed.cpu_s}};
+  if (r.all.bytes_read > 0) {  // of rank 0, all repetitions together
+    j["streamed"] = {{"bytes", r.all.bytes_read},
+                     {"seconds", r.all.seconds},
+                     {"reading_s", r.all.read_s},
+                     {"waiting_s", r.all.wait_s},
+                     {"cpu_s", r.all.cpu_s}};
   }
   return j;
 }
@@ -504,6 +528,8 @@ void AddBenchCommand(CLI::App& app, CommandLine& line) {
   CLI::App* bench = app.add_subcommand("bench", "prompt and generation speed");
   AddModelFlags(*bench, flags->model);
   AddKvTokensFlag(*bench, flags->model, "a full context for each sequence");
+  flags->model.draft_max = 0;  // its texts say nothing about how often drafts are right
+  AddDraftFlag(*bench, flags->model, "0");
   bench->add_option("-p,--n-prompt", flags->prompts, "prompt lengths, such as 128,512; 0: none")
       ->capture_default_str();
   bench->add_option("-n,--n-gen", flags->generates, "tokens to generate; 0: none")

@@ -66,6 +66,7 @@ void AddEngineCommand(CLI::App& app, CommandLine& line) {
   engine->add_option("--socket", flags->socket, "the coordinator's socket")->required();
   engine->add_option("--parallel", flags->parallel, "sequences computed at once");
   AddKvTokensFlag(*engine, flags->model, "what serve says");
+  AddDraftFlag(*engine, flags->model, kUsualDraftText);
   engine->add_flag("--no-prefix-cache", flags->no_prefix_cache, "compute every prompt anew");
   engine->callback([flags, engine, &line] {
     flags->model.context_given = engine->get_option("--ctx-size")->count() > 0;

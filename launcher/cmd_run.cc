@@ -176,6 +176,7 @@ void AddRunCommand(CLI::App& app, CommandLine& line) {
   CLI::App* run = app.add_subcommand("run", "complete a prompt, or chat when none is given");
   AddModelFlags(*run, flags->model);
   AddKvTokensFlag(*run, flags->model, "a full context for each sequence");
+  AddDraftFlag(*run, flags->model, kUsualDraftText);
   AddSamplingFlags(*run, flags->sampling);
   CLI::Option* prompt = run->add_option("-p,--prompt", flags->prompt, "text to continue");
   CLI::Option* file =

@@ -99,6 +99,7 @@ absl::StatusOr<std::vector<std::string>> EngineCommand(const ServeFlags& f) {
   if (m.in_process) command.push_back("--in-process");
   add("--parallel", absl::StrCat(f.parallel));
   if (m.kv_tokens > 0) add("--kv-tokens", absl::StrCat(m.kv_tokens));
+  if (m.draft_max >= 0) add("--draft-max", absl::StrCat(m.draft_max));
   if (f.no_prefix_cache) command.push_back("--no-prefix-cache");
   return command;
 }
@@ -412,6 +413,7 @@ void AddServeFlags(CLI::App& app, ServeFlags& f) {
       ->envname("SHOAL_PARALLEL")
       ->capture_default_str();
   AddKvTokensFlag(app, f.model, "a full context for each sequence, or 2 GiB");
+  AddDraftFlag(app, f.model, kUsualDraftText);
   app.add_flag("--no-prefix-cache", f.no_prefix_cache, "compute every prompt anew")
       ->envname("SHOAL_NO_PREFIX_CACHE");
   app.add_option("--max-requests", f.limits.requests, "requests under way, waiting ones included")

@@ -140,6 +140,8 @@ class Pulse {
     h.set_disk_tokens(stats_.disk_tokens);
     h.set_pages_written(stats_.pages_written);
     h.set_pages_lost(stats_.pages_lost);
+    h.set_drafted_tokens(stats_.drafted_tokens);
+    h.set_accepted_tokens(stats_.accepted_tokens);
     return m;
   }
 

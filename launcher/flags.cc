@@ -165,6 +165,16 @@ void AddKvTokensFlag(CLI::App& app, ModelFlags& f, const char* usual) {
       ->envname("SHOAL_KV_TOKENS");
 }
 
+void AddDraftFlag(CLI::App& app, ModelFlags& f, const char* usual) {
+  app.add_option("--draft-max,--num-speculative-tokens", f.draft_max,
+                 absl::StrCat("tokens guessed ahead for a text, from what followed the same tokens "
+                              "earlier in it, and checked in one step; never changes the text; 0: "
+                              "none (default: ",
+                              usual, ")"))
+      ->check(CLI::Range(0, EngineOptions::kMostDraft))
+      ->envname("SHOAL_DRAFT_MAX");
+}
+
 namespace {
 
 void WarnOnStderr(const std::string& what) { std::fprintf(stderr, "shoal: %s\n", what.c_str()); }
@@ -248,6 +258,7 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
   if (f.kv_tokens < 0)
     return UsageError(absl::StrCat("--kv-tokens ", f.kv_tokens, ": give a number of tokens"));
   o.kv_tokens = f.kv_tokens;
+  o.draft_max = f.draft_max;
   o.context = f.context;
   o.rows = f.rows;
   o.cpu.threads = f.threads;

@@ -34,7 +34,8 @@ struct ModelFlags {
   std::string kv_disk;           // bytes on disk for the KV pages of a rank, such as 16G
   std::string kv_cache_limit;    // of the whole folder, such as 64G
   int kv_tokens = 0;             // of KV cache in memory; 0: the command's default
-  bool in_process = false;       // ranks are threads of this process
+  int draft_max = EngineOptions::kAutoDraft;  // tokens guessed for a sequence in a step
+  bool in_process = false;                    // ranks are threads of this process
   std::string hostfile;
   std::string hosts;
   std::string net;
@@ -44,6 +45,9 @@ void AddModelFlags(CLI::App& app, ModelFlags& flags);
 // kInvalidArgument with the usage exit code.
 // --kv-tokens, for the commands that can do with less than a context.
 void AddKvTokensFlag(CLI::App& app, ModelFlags& flags, const char* usual);
+// --draft-max, for the commands that generate.
+inline constexpr char kUsualDraftText[] = "7 where weights are streamed, else 0";
+void AddDraftFlag(CLI::App& app, ModelFlags& flags, const char* usual);
 absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& flags);
 // What each of this host's `ranks` may take, which are threads of one or ranks of `processes`
 // processes: its share of --ram and never more than its share of what is really free, so that a

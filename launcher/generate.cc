@@ -29,6 +29,7 @@ absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
   const Clock::time_point start = Clock::now();
   Clock::time_point first = start;
   Utf8Stream utf8;
+  const Scheduler::Stats before = engine.stats();
   const absl::StatusOr<SequenceId> submitted = engine.Submit(std::move(request));
   if (absl::IsInvalidArgument(submitted.status())) {  // the prompt, not a file
     return WithExitCode(submitted.status(), kExitUsage);
@@ -64,6 +65,8 @@ absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
         "give the KV cache more memory (--kv-tokens), or --kv-disk a disk with room");
   }
   const Clock::time_point end = Clock::now();
+  g.drafted = engine.stats().drafted_tokens - before.drafted_tokens;
+  g.accepted = engine.stats().accepted_tokens - before.accepted_tokens;
   g.prompt_seconds = std::chrono::duration<double>(first - start).count();
   g.decode_seconds = drawn > 1 ? std::chrono::duration<double>(end - first).count() : 0;
   return g;
@@ -77,9 +80,11 @@ std::string FormatSpeed(const Generation& g) {
   const std::string cached =
       g.cached_tokens > 0 ? fmt::format(" ({} cached)", g.cached_tokens) : "";
   const double decoded = g.tokens.empty() ? 0 : static_cast<double>(g.tokens.size()) - 1;
-  return fmt::format("prompt {}{}{}; generated {}{}\n", Count(g.prompt_tokens, "token"), cached,
+  const std::string guessed =
+      g.drafted > 0 ? fmt::format(" ({} of {} drafted accepted)", g.accepted, g.drafted) : "";
+  return fmt::format("prompt {}{}{}; generated {}{}{}\n", Count(g.prompt_tokens, "token"), cached,
                      rate(g.prompt_tokens - g.cached_tokens, g.prompt_seconds),
-                     Count(static_cast<int64_t>(g.tokens.size()), "token"),
+                     Count(static_cast<int64_t>(g.tokens.size()), "token"), guessed,
                      rate(decoded, g.decode_seconds));
 }
 

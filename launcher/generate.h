@@ -19,6 +19,8 @@ struct Generation {
   int cached_tokens = 0;
   double prompt_seconds = 0;  // until the first token
   double decode_seconds = 0;  // for the tokens after it
+  int64_t drafted = 0;        // tokens guessed and checked
+  int64_t accepted = 0;       // of those, right
 };
 
 // Runs the engine until the sequence ends. `show` gets well-formed UTF-8 as it comes, and nothing

@@ -74,6 +74,11 @@ struct Metrics::Families {
   prometheus::Counter& pages_lost =
       Counter(registry, "shoal_kv_disk_pages_lost_total",
               "KV pages that could not be read back and were computed again");
+  prometheus::Counter& drafted_tokens =
+      Counter(registry, "shoal_spec_decode_num_draft_tokens_total",
+              "Tokens that were guessed ahead and checked");
+  prometheus::Counter& accepted_tokens = Counter(
+      registry, "shoal_spec_decode_num_accepted_tokens_total", "Of those, tokens that were right");
   prometheus::Counter& preemptions =
       Counter(registry, "shoal_num_preemptions_total", "Sequences that gave their blocks back");
   prometheus::Counter& restarts =
@@ -111,6 +116,8 @@ struct Metrics::Families {
   int64_t last_disk_tokens = 0;
   int64_t last_pages_written = 0;
   int64_t last_pages_lost = 0;
+  int64_t last_drafted_tokens = 0;
+  int64_t last_accepted_tokens = 0;
   int64_t last_preempted = 0;
   int64_t last_steps = 0;
   double last_step_seconds = 0;
@@ -157,6 +164,8 @@ void Metrics::Heartbeat(const engine::v1::Heartbeat& h) {
   add(f_->disk_tokens, h.disk_tokens(), f_->last_disk_tokens);
   add(f_->pages_written, h.pages_written(), f_->last_pages_written);
   add(f_->pages_lost, h.pages_lost(), f_->last_pages_lost);
+  add(f_->drafted_tokens, h.drafted_tokens(), f_->last_drafted_tokens);
+  add(f_->accepted_tokens, h.accepted_tokens(), f_->last_accepted_tokens);
   add(f_->preemptions, h.preempted(), f_->last_preempted);
   add(f_->steps, h.steps(), f_->last_steps);
   add(f_->step_seconds, h.step_seconds(), f_->last_step_seconds);

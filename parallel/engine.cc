@@ -29,6 +29,11 @@ SchedulerLimits LimitsOf(const EngineOptions& o, const Rank& rank) {
   l.prefix_cache = o.prefix_cache;
   l.pages = rank.pager() == nullptr ? 0 : rank.page_records();
   l.stream = StreamsKv(o, l.pages);
+  const bool streams = rank.memory().streamed > 0;
+  l.draft_max = o.draft_max != EngineOptions::kAutoDraft ? o.draft_max
+                : streams                                ? EngineOptions::kUsualDraft
+                                                         : 0;
+  l.draft_adaptive = o.draft_adaptive;
   return l;
 }
 
@@ -42,8 +47,12 @@ RowLogits ToRowLogits(ShardRow&& row) {
 
 }  // namespace
 
-Engine::Engine(std::unique_ptr<Rank> rank, const EngineOptions& options)
-    : rank_(std::move(rank)), options_(options), scheduler_(LimitsOf(options, *rank_)) {}
+Engine::Engine(std::unique_ptr<Rank> rank, const EngineOptions& options,
+               std::unique_ptr<Drafter> drafter)
+    : rank_(std::move(rank)),
+      options_(options),
+      scheduler_(LimitsOf(options, *rank_),
+                 drafter != nullptr ? std::move(drafter) : std::make_unique<NgramDrafter>()) {}
 
 Engine::~Engine() { Stop(); }
 
@@ -114,6 +123,23 @@ void Engine::LearnCosts(const Batch& batch, double seconds) {
   scheduler_.SetCosts(costs_);
 }
 
+// From what a step took until its results were there, in a pipeline too: a draft saves whole steps.
+void Engine::LearnDraftCosts(const Scheduler::Step& step, double seconds) {
+  if (step.batch.decode_rows != step.batch.rows()) return;                      // prompts, too
+  if (step.batch.rows() - step.drafted != std::ssize(step.batch.runs)) return;  // replayed tokens
+  if (step.drafted == 0) {
+    Average(seconds, costs_.step_s);
+    if (costs_.drafts_known()) ++costs_.draft_age;
+  } else if (costs_.step_s > 0) {
+    const double row_s = (seconds - costs_.step_s) / step.drafted;
+    costs_.draft_row_s = costs_.drafts_known()
+                             ? costs_.draft_row_s + kCostWeight * (row_s - costs_.draft_row_s)
+                             : row_s;
+    costs_.draft_age = 0;
+  }
+  scheduler_.SetCosts(costs_);
+}
+
 // Learns which pages that the steps so far had to read from disk some rank could not read.
 absl::Status Engine::AwaitStream() {
   Batch await;
@@ -180,36 +206,38 @@ absl::StatusOr<std::vector<TokenEvent>> Engine::Finish(InFlight oldest) {
     SHOAL_ASSIGN_OR_RETURN(oldest.results, rank_->Collect(oldest.step.batch));
   }
   const Scheduler::Step& step = oldest.step;
+  const double elapsed_s = absl::ToDoubleSeconds(absl::Now() - oldest.began);
+  LearnDraftCosts(step, elapsed_s);
   if (step.streams) {
     SHOAL_RETURN_IF_ERROR(AwaitStream());
   } else {
     // The results of a device come later than its launch.
-    LearnCosts(step.batch, rank_->mesh().stages() > 1
-                               ? oldest.launch_s
-                               : absl::ToDoubleSeconds(absl::Now() - oldest.began));
+    LearnCosts(step.batch, rank_->mesh().stages() > 1 ? oldest.launch_s : elapsed_s);
   }
   std::vector<ShardRow> rows = *std::move(oldest.results);
   std::vector<std::vector<float>> embeddings(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) embeddings[i] = std::move(rows[i].hidden);
-  SHOAL_ASSIGN_OR_RETURN(std::vector<Sample> samples, SampleAll(step, std::move(rows)));
+  SHOAL_ASSIGN_OR_RETURN(std::vector<std::optional<Sample>> samples,
+                         SampleAll(step, std::move(rows)));
   std::vector<TokenEvent> events;
   std::vector<int32_t> tokens;
   for (size_t i = 0; i < samples.size(); ++i) {
-    tokens.push_back(samples[i].token);
+    tokens.push_back(samples[i].has_value() ? samples[i]->token : Scheduler::kNoToken);
+    if (!samples[i].has_value()) continue;
     TokenEvent e;
     e.id = step.sequences[i];
     const Sequence& s = *scheduler_.Find(e.id);
-    e.token = samples[i].token;
-    e.sample = std::move(samples[i]);
+    e.token = samples[i]->token;
+    e.sample = *std::move(samples[i]);
     e.embedding = std::move(embeddings[i]);
     e.cached_tokens = std::min(s.cached_tokens, s.prompt_length);
     e.has_token = !s.cancelled && !s.lost && !s.request.embed;
     events.push_back(std::move(e));
   }
   for (const Scheduler::Finished& f : scheduler_.Complete(step, tokens)) {
-    const auto it = std::find_if(events.begin(), events.end(),
-                                 [&](const TokenEvent& e) { return e.id == f.id; });
-    TokenEvent& e = it != events.end() ? *it : events.emplace_back();
+    const auto last = std::find_if(events.rbegin(), events.rend(),
+                                   [&](const TokenEvent& e) { return e.id == f.id; });
+    TokenEvent& e = last != events.rend() ? *last : events.emplace_back();
     e.id = f.id;
     e.finish = f.reason;
   }
@@ -218,38 +246,81 @@ absl::StatusOr<std::vector<TokenEvent>> Engine::Finish(InFlight oldest) {
   return events;
 }
 
-absl::StatusOr<std::vector<Sample>> Engine::SampleAll(const Scheduler::Step& step,
-                                                      std::vector<ShardRow> rows) {
-  std::vector<Sample> samples(rows.size());
-  std::vector<int32_t> open;  // rows whose candidates could not decide
-  std::vector<std::vector<uint64_t>> masks(rows.size());
-  const auto draw = [&](size_t i, ShardRow&& row) {
-    const Sequence& s = *scheduler_.Find(step.sequences[i]);
-    if (s.request.embed) return true;
-    std::optional<Sample> sample =
-        SampleToken(s.request.sampling, s.tokens, ToRowLogits(std::move(row)), masks[i]);
-    if (!sample.has_value()) return false;
-    samples[i] = *std::move(sample);
-    return true;
-  };
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (mask_) masks[i] = mask_(step.sequences[i], scheduler_.Find(step.sequences[i])->tokens);
-    if (!draw(i, std::move(rows[i]))) open.push_back(static_cast<int32_t>(i));
+// What one sequence of a step draws: its row, then those of its draft for as long as they are
+// right.
+class Engine::Drawing {
+ public:
+  // Rows [row, end) of the step are the sequence's.
+  Drawing(const Scheduler::Step& step, const Sequence& s, size_t row, size_t end)
+      : step_(step), s_(s), row_(row), end_(end) {
+    // What is drawn will be thrown away, and a mask must not see what is not part of the text.
+    if (s.cancelled || s.lost) end_ = row + 1;
+    if (end_ > row + 1) history_ = s.tokens;
   }
-  if (open.empty()) return samples;
-  // Results come in the order of the batches: those of the steps in flight are ahead of the fetch.
-  for (InFlight& f : in_flight_) {
-    if (f.results.has_value()) continue;
-    SHOAL_ASSIGN_OR_RETURN(f.results, rank_->Collect(f.step.batch));
+
+  // Draws on from rows[row()]. True when that row's candidates could not decide: to be called again
+  // with the whole row in its place.
+  bool Draw(const TokenMask& mask, std::vector<ShardRow>& rows,
+            std::vector<std::optional<Sample>>& samples) {
+    for (; row_ < end_; ++row_) {
+      if (s_.request.embed) {
+        samples[row_].emplace();
+        continue;
+      }
+      const absl::Span<const int32_t> history = history_.empty() ? s_.tokens : history_;
+      const std::vector<uint64_t> allowed = mask ? mask(s_.id, history) : std::vector<uint64_t>();
+      std::optional<Sample>& sample = samples[row_];
+      sample =
+          SampleToken(s_.request.sampling, history, ToRowLogits(std::move(rows[row_])), allowed);
+      if (!sample.has_value()) return true;
+      if (row_ + 1 < end_ && step_.batch.tokens[step_.batch.logits[row_ + 1].row] != sample->token)
+        end_ = row_ + 1;
+      if (!history_.empty()) history_.push_back(sample->token);
+    }
+    return false;
   }
-  Batch fetch;
-  fetch.kind = Batch::Kind::kFetchLogits;
-  fetch.step = step.batch.step;
-  fetch.fetch = open;
-  SHOAL_RETURN_IF_ERROR(Launch(fetch));
-  SHOAL_ASSIGN_OR_RETURN(rows, rank_->Collect(fetch));
-  for (size_t i = 0; i < open.size(); ++i) {
-    SHOAL_CHECK(draw(open[i], std::move(rows[i])), "a whole row always decides");
+  size_t row() const { return row_; }
+
+ private:
+  const Scheduler::Step& step_;
+  const Sequence& s_;
+  size_t row_;
+  size_t end_;
+  std::vector<int32_t> history_;  // with what was drawn; empty: the sequence's
+};
+
+absl::StatusOr<std::vector<std::optional<Sample>>> Engine::SampleAll(const Scheduler::Step& step,
+                                                                     std::vector<ShardRow> rows) {
+  std::vector<std::optional<Sample>> samples(rows.size());
+  std::vector<Drawing> open;  // whose candidates could not decide
+  for (size_t begin = 0, end = 0; begin < rows.size(); begin = end) {
+    const SequenceId id = step.sequences[begin];
+    while (end < rows.size() && step.sequences[end] == id) ++end;
+    Drawing drawing(step, *scheduler_.Find(id), begin, end);
+    if (drawing.Draw(mask_, rows, samples)) open.push_back(std::move(drawing));
+  }
+  while (!open.empty()) {  // once more for each token of the longest draft that is right
+    // Results come in the order of the batches: those of the steps in flight are ahead of the
+    // fetch.
+    for (InFlight& f : in_flight_) {
+      if (f.results.has_value()) continue;
+      SHOAL_ASSIGN_OR_RETURN(f.results, rank_->Collect(f.step.batch));
+    }
+    Batch fetch;
+    fetch.kind = Batch::Kind::kFetchLogits;
+    fetch.step = step.batch.step;
+    for (const Drawing& d : open) fetch.fetch.push_back(static_cast<int32_t>(d.row()));
+    SHOAL_RETURN_IF_ERROR(Launch(fetch));
+    SHOAL_ASSIGN_OR_RETURN(std::vector<ShardRow> whole, rank_->Collect(fetch));
+    std::vector<Drawing> still_open;
+    for (size_t i = 0; i < open.size(); ++i) {
+      const size_t row = open[i].row();
+      rows[row] = std::move(whole[i]);
+      if (!open[i].Draw(mask_, rows, samples)) continue;
+      SHOAL_CHECK(open[i].row() > row, "a whole row always decides");
+      still_open.push_back(std::move(open[i]));
+    }
+    open = std::move(still_open);
   }
   return samples;
 }

@@ -35,7 +35,9 @@ class Engine {
   using TokenMask =
       std::function<std::vector<uint64_t>(SequenceId, absl::Span<const int32_t> tokens)>;
 
-  Engine(std::unique_ptr<Rank> rank, const EngineOptions& options);
+  // drafter: who guesses, when options.draft_max says so; null: prompt lookup.
+  Engine(std::unique_ptr<Rank> rank, const EngineOptions& options,
+         std::unique_ptr<Drafter> drafter = nullptr);
   ~Engine();  // stops
   // Ends the other ranks' loops, unless an error broke the communicator; nothing can be computed
   // afterwards.
@@ -48,7 +50,8 @@ class Engine {
   void Cancel(SequenceId id) { scheduler_.Cancel(id); }
   void SetTokenMask(TokenMask mask) { mask_ = std::move(mask); }
 
-  // Hands out steps until the pipeline is full, then finishes the oldest one. Empty when idle.
+  // Hands out steps until the pipeline is full, then finishes the oldest one. Empty when idle. A
+  // sequence may have several tokens, in order; the last one says when it ends.
   absl::StatusOr<std::vector<TokenEvent>> Step();
   bool idle() const { return scheduler_.idle() && in_flight_.empty(); }
 
@@ -80,10 +83,13 @@ class Engine {
   absl::Status ListPages();
   absl::Status AwaitLoads();
   void LearnCosts(const Batch& batch, double seconds);
+  void LearnDraftCosts(const Scheduler::Step& step, double seconds);
   absl::Status AwaitStream();
   absl::StatusOr<std::vector<TokenEvent>> Finish(InFlight oldest);
-  absl::StatusOr<std::vector<Sample>> SampleAll(const Scheduler::Step& step,
-                                                std::vector<ShardRow> rows);
+  // One for each row; nullopt from the first that follows a wrong guess.
+  absl::StatusOr<std::vector<std::optional<Sample>>> SampleAll(const Scheduler::Step& step,
+                                                               std::vector<ShardRow> rows);
+  class Drawing;
 
   std::unique_ptr<Rank> rank_;
   EngineOptions options_;

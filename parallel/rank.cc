@@ -172,6 +172,10 @@ absl::StatusOr<EngineOptions> ResolveOptions(const ModelConfig& config, EngineOp
         absl::StrCat("a batch of ", o.rows, " rows: choose 1 to 65536"));
   }
   o.rows = std::max(o.rows, o.sequences);
+  if (o.draft_max < EngineOptions::kAutoDraft || o.draft_max > EngineOptions::kMostDraft) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--draft-max ", o.draft_max, ": choose 0 (none) to ", EngineOptions::kMostDraft));
+  }
   if (o.kv_tokens == 0) {
     const int64_t tokens = (int64_t{o.context} + kKvBlockTokens) * o.sequences;
     if (tokens > std::numeric_limits<int>::max()) {

@@ -50,6 +50,11 @@ struct EngineOptions {
   int rows = 512;     // of a batch
   int kv_tokens = 0;  // KV pool; 0: context * sequences; less than a context: see StreamsKv
   bool prefix_cache = true;
+  // Tokens that are guessed for a sequence and checked in one step (parallel/drafter.h);
+  // kAutoDraft: kUsualDraft where weights are streamed, else none.
+  static constexpr int kAutoDraft = -1, kUsualDraft = 7, kMostDraft = 64;
+  int draft_max = kAutoDraft;
+  bool draft_adaptive = true;  // false: always as many as may be, for tests
   KvDiskOptions kv_disk;
   // Weights that are streamed from a GGUF are packed once into this folder, for this run and later
   // ones (shard/shard_cache.h); empty: they are packed again for each token.

@@ -31,9 +31,10 @@ int BlocksFor(int64_t tokens) {
   return static_cast<int>((tokens + kKvBlockTokens - 1) / kKvBlockTokens);
 }
 
-Batch::LogitRow LogitRowFor(const Sequence& s, int row) {
+// history: what is drawn follows it.
+Batch::LogitRow LogitRowFor(const Sequence& s, absl::Span<const int32_t> history, int row) {
   const SamplingParams& sampling = s.request.sampling;
-  Batch::LogitRow logit{row, CandidatesNeeded(sampling, s.tokens), 1};
+  Batch::LogitRow logit{row, CandidatesNeeded(sampling, history), 1};
   if (s.request.embed) logit.candidates = Batch::LogitRow::kHiddenState;
   // Greedy and top-k draws need no sum over the vocabulary.
   const bool open = sampling.temperature > 0 && sampling.top_k <= 0 && !s.request.embed;
@@ -43,11 +44,12 @@ Batch::LogitRow LogitRowFor(const Sequence& s, int row) {
 
 }  // namespace
 
-Scheduler::Scheduler(const SchedulerLimits& limits)
+Scheduler::Scheduler(const SchedulerLimits& limits, std::unique_ptr<Drafter> drafter)
     : limits_(limits),
       blocks_(limits.blocks),
       pages_(limits.pages),
       prefixes_(limits.pages),
+      drafter_(std::move(drafter)),
       stalls_(kMostStalls) {
   SHOAL_CHECK(limits.rows > 0 && limits.slots > 0 && limits.context > 0 && limits.blocks > 0,
               "a scheduler needs rows, slots, context and blocks");
@@ -84,6 +86,7 @@ absl::StatusOr<SequenceId> Scheduler::Submit(SequenceRequest request) {
   s.tokens = std::move(request.tokens);
   s.request = std::move(request);
   s.request.tokens.clear();
+  s.drafts_held = drafts_held_;
   sequences_.emplace(s.id, std::move(owned));
   totals_.prompt_tokens += length;
   if (s.generated() >= s.request.max_tokens) {  // nothing to do: reported by the next TakeCancelled
@@ -124,8 +127,10 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     ++rows;
   }
   const int decoding = rows;
+  rows += AddDrafts(rows, step);
+  const int decode_rows = rows;
   const int share = RowsBesideDecode();
-  const int beside = stalls_ >= decoding ? std::max(share, RowsToEndPrompts(decoding)) : share;
+  const int beside = stalls_ >= decoding ? std::max(share, RowsToEndPrompts(rows)) : share;
   const int limit = rows > 0 ? std::min(limits_.rows, rows + beside) : limits_.rows;
   std::vector<std::pair<const Sequence*, Sequence*>> twins;  // who has the rows, and who not
   const auto add_chunk = [&](Sequence& s) {
@@ -161,7 +166,7 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     if (GrowOrPreempt(first, 1, batch)) add_chunk(first);
   }
   if (rows == 0 && batch.pages.empty()) return std::nullopt;
-  const bool stalls = rows - decoding > share;
+  const bool stalls = rows - decode_rows > share;
   stalls_ =
       stalls ? stalls_ - decoding : std::min(kMostStalls, stalls_ + decoding / kTokensPerStall);
 
@@ -177,22 +182,35 @@ std::optional<Scheduler::Step> Scheduler::Next() {
     if (run.decode != 0) batch.decode_rows += run.rows;
     Sequence& s = *by_slot.at(run.slot);
     step.streams |= !s.records.empty();
+    const int known = run.rows - static_cast<int>(s.draft.tokens.size());
     batch.tokens.insert(batch.tokens.end(), s.tokens.begin() + run.pos,
-                        s.tokens.begin() + run.pos + run.rows);
-    if (run.pos + run.rows == static_cast<int>(s.tokens.size())) {
-      batch.logits.push_back(LogitRowFor(s, run.row + run.rows - 1));
-      step.sequences.push_back(s.id);
-      s.awaiting_sample = true;
-      for (const auto& [of, twin] : twins) {
-        if (of != &s) continue;
-        batch.logits.push_back(LogitRowFor(*twin, run.row + run.rows - 1));
-        step.sequences.push_back(twin->id);
-        step.twins.push_back(twin->id);
-      }
+                        s.tokens.begin() + run.pos + known);
+    batch.tokens.insert(batch.tokens.end(), s.draft.tokens.begin(), s.draft.tokens.end());
+    if (run.pos + known != static_cast<int>(s.tokens.size())) continue;
+    AddLogits(s, run.row + known - 1, step);
+    s.awaiting_sample = true;
+    for (const auto& [of, twin] : twins) {
+      if (of != &s) continue;
+      batch.logits.push_back(LogitRowFor(*twin, twin->tokens, run.row + run.rows - 1));
+      step.sequences.push_back(twin->id);
+      step.twins.push_back(twin->id);
     }
   }
   batch.step = next_step_++;
   return step;
+}
+
+// For the row of the sequence's last token, and for those of its draft behind it.
+void Scheduler::AddLogits(Sequence& s, int row, Step& step) {
+  step.batch.logits.push_back(LogitRowFor(s, s.tokens, row));
+  step.sequences.push_back(s.id);
+  if (s.draft.tokens.empty()) return;
+  std::vector<int32_t> history = s.tokens;
+  for (const int32_t token : s.draft.tokens) {
+    history.push_back(token);
+    step.batch.logits.push_back(LogitRowFor(s, history, ++row));
+    step.sequences.push_back(s.id);
+  }
 }
 
 std::vector<Scheduler::Finished> Scheduler::Complete(const Step& step,
@@ -203,17 +221,27 @@ std::vector<Scheduler::Finished> Scheduler::Complete(const Step& step,
       if (s->slot != run.slot) continue;
       --s->steps_in_flight;
       if (s->records.empty() || s->lost) continue;
-      s->computed = std::max(s->computed, run.pos + run.rows);
+      const int known = run.rows - static_cast<int>(s->draft.tokens.size());
+      s->computed = std::max(s->computed, run.pos + known);
       PublishBlocks(*s);
     }
   }
   for (const SequenceId id : step.twins) --sequences_.at(id)->steps_in_flight;
   std::vector<Finished> finished;
-  for (size_t i = 0; i < tokens.size(); ++i) {
+  for (size_t i = 0; i < tokens.size();) {
     Sequence& s = *sequences_.at(step.sequences[i]);
     s.awaiting_sample = false;
-    if (s.cancelled || s.lost) continue;
-    s.tokens.push_back(tokens[i]);
+    int drawn = 0;
+    for (; i < tokens.size() && step.sequences[i] == s.id; ++i) {
+      if (s.cancelled || s.lost || tokens[i] == kNoToken) continue;
+      s.tokens.push_back(tokens[i]);
+      ++drawn;
+    }
+    if (drawn == 0) {
+      s.draft = {};
+      continue;
+    }
+    if (!s.draft.tokens.empty()) TakeDraft(s, drawn - 1);
     if (const FinishReason reason = ReasonToEnd(s); reason != FinishReason::kNone) {
       finished.push_back({s.id, reason});
     }
@@ -537,6 +565,7 @@ void Scheduler::ReleaseBlocks(Sequence& s) {
 void Scheduler::Remove(Sequence& s) {
   if (s.slot >= 0) ReleaseBlocks(s);
   const SequenceId id = s.id;
+  if (drafter_ != nullptr) drafter_->Forget(id);
   sequences_.erase(id);
 }
 

@@ -20,6 +20,10 @@
 // (Batch::kOnDisk). There is one such sequence at a time, the first of those that run; to others
 // it gives way page by page, so that they run beside it. Its blocks are known to others, and go to
 // disk, only when their step is done, since a page may turn out to be unreadable.
+//
+// With a Drafter a sequence that decodes may have further rows, for tokens that it guesses come
+// next (scheduler_drafts.cc). Only tokens that were drawn are ever part of a sequence: a wrong
+// guess leaves keys and values behind its end, which are known to nobody and written over.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +40,7 @@
 #include "absl/status/statusor.h"
 #include "parallel/batch.h"
 #include "parallel/block_allocator.h"
+#include "parallel/drafter.h"
 #include "parallel/sequence.h"
 
 namespace shoal {
@@ -49,8 +54,10 @@ struct SchedulerLimits {
   int waiting = 1024;            // sequences in the queue
   int64_t waiting_tokens = int64_t{1} << 22;
   bool prefix_cache = true;
-  int pages = 0;        // KV pages that the disk holds; 0: nothing goes to disk
-  bool stream = false;  // contexts may be larger than `blocks`; `pages` hold a whole one
+  int pages = 0;               // KV pages that the disk holds; 0: nothing goes to disk
+  bool stream = false;         // contexts may be larger than `blocks`; `pages` hold a whole one
+  int draft_max = 0;           // tokens guessed for a sequence in a step; 0: none
+  bool draft_adaptive = true;  // false: as many as there is room for, whether it pays or not
 };
 
 // What work takes, in seconds, as far as it was measured; 0: not yet.
@@ -59,6 +66,10 @@ struct StepCosts {
   double token_s = 0;       // a token of a prompt is computed
   double decode_s = 0;      // a step that only decodes
   double many_token_s = 0;  // a token of a prompt among many, which is less
+  double step_s = 0;        // a step that only decodes, without drafts, until its results are there
+  double draft_row_s = 0;   // what a row of a draft adds to it; a mean, and may be below 0
+  int draft_age = -1;       // steps since a draft was timed; -1: there was none
+  bool drafts_known() const { return draft_age >= 0; }
 };
 
 // A page on disk from an earlier run.
@@ -72,11 +83,16 @@ class Scheduler {
  public:
   struct Step {
     Batch batch;
-    std::vector<SequenceId> sequences;  // one for each of batch.logits
+    // One for each of batch.logits. Of a sequence with a draft there are several in a row: what it
+    // draws next, then what it draws after each token of the draft.
+    std::vector<SequenceId> sequences;
     // Of `sequences`, those without rows: what they sample from is another one's last row.
     std::vector<SequenceId> twins;
     bool streams = false;  // reads pages from disk: see StreamFailed
+    int drafted = 0;       // rows of drafts
   };
+  // In place of a token, for a row behind a draft's token that was not drawn.
+  static constexpr int32_t kNoToken = -1;
   struct Finished {
     SequenceId id = 0;
     FinishReason reason = FinishReason::kNone;
@@ -91,12 +107,15 @@ class Scheduler {
     int64_t cached_tokens = 0;
     int64_t disk_tokens = 0;  // of cached_tokens, those read back from disk
     int64_t pages_written = 0;
-    int pages_in_use = 0;        // records that loads read
-    int64_t pages_lost = 0;      // could not be read back
-    int64_t pages_streamed = 0;  // left memory while their sequence ran on
+    int pages_in_use = 0;         // records that loads read
+    int64_t pages_lost = 0;       // could not be read back
+    int64_t pages_streamed = 0;   // left memory while their sequence ran on
+    int64_t drafted_tokens = 0;   // that were checked
+    int64_t accepted_tokens = 0;  // of those, were drawn indeed
   };
 
-  explicit Scheduler(const SchedulerLimits& limits);
+  // drafter: null: none, whatever the limits say.
+  explicit Scheduler(const SchedulerLimits& limits, std::unique_ptr<Drafter> drafter = nullptr);
 
   // kInvalidArgument: empty, or longer than the context or the KV pool could ever hold (with both
   // counts). kResourceExhausted: the queue is full.
@@ -107,8 +126,9 @@ class Scheduler {
 
   // The next step, or nullopt when nothing can run (idle, or everything waits for steps in flight).
   std::optional<Step> Next();
-  // A step is done: one sampled token for each of its sequences (any for one that embeds). Steps
-  // complete in the order they were handed out. Returns the sequences that ended.
+  // A step is done: one sampled token for each of its rows with logits (any for one that embeds),
+  // kNoToken from the first that follows a wrong guess. Steps complete in the order they were
+  // handed out. Returns the sequences that ended.
   std::vector<Finished> Complete(const Step& step, const std::vector<int32_t>& tokens);
   // Sequences that Cancel() ended outside of Complete().
   std::vector<Finished> TakeCancelled();
@@ -165,6 +185,12 @@ class Scheduler {
   bool PreemptAnother(const Sequence& keep, Batch& batch);
   bool AnyInFlight() const;
   void AddRun(Sequence& s, int rows, bool decode, Step& step);
+  double DraftPrice(int decoding) const;
+  int MostDrafts() const;
+  int RoomForDrafts(const Sequence& s) const;
+  int AddDrafts(int rows, Step& step);
+  void TakeDraft(Sequence& s, int accepted);
+  void AddLogits(Sequence& s, int row, Step& step);
   void AdmitTwins(const Sequence& of, Batch& batch,
                   std::vector<std::pair<const Sequence*, Sequence*>>& twins);
   void PublishBlocks(Sequence& s);
@@ -197,7 +223,9 @@ class Scheduler {
   };
   std::vector<PendingWrite> writes_;  // filled by steps handed out; written with the next
   StepCosts costs_;
-  double stalls_;  // long steps that decoding sequences may still see, added up over them
+  std::unique_ptr<Drafter> drafter_;
+  DraftRecord drafts_held_;  // of all sequences: what a new one begins with
+  double stalls_;            // long steps that decoding sequences may still see, added up over them
   SequenceId next_id_ = 1;
   int64_t next_step_ = 1;
   int64_t admissions_ = 0;

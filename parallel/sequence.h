@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "parallel/block_allocator.h"
+#include "parallel/draft.h"
 #include "parallel/sampler.h"
 
 namespace shoal {
@@ -52,6 +53,9 @@ struct Sequence {
   int computed = 0;  // while there are such: tokens whose steps are done, no page of theirs missing
   bool lost = false;  // such a page could not be read: to be computed again
   int losses = 0;     // times that this happened
+
+  Draft draft;              // whose rows follow its last token in the step in flight
+  DraftRecord drafts_held;  // of earlier ones
 
   int generated() const { return static_cast<int>(tokens.size()) - prompt_length; }
   // Not to be scheduled now.

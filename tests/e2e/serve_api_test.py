@@ -156,6 +156,35 @@ class ServeApiTest(harness.TestCase):
                     for c in e['choices'] if 'tool_calls' in c['delta']]
         self.assertEqual(streamed[0]['function'], call['function'])
 
+    def test_drafts_change_nothing_but_the_steps(self):
+        """Guessed tokens are in the metrics and nowhere else."""
+        server = serve_harness.Server('--parallel', 4, '--alias', 'fish', '--draft-max', 7)
+        self.addCleanup(server.kill)
+        repetitive = 'Tom has a red ball. Mia has a red ball. Tom has a red ball. Mia has a'
+        schema = {'type': 'object', 'properties': {'name': {'type': 'string'}, 'age': {'type': 'integer'}}}
+        wanted = {'type': 'json_schema', 'json_schema': {'name': 'p', 'schema': schema}}
+        for path, body in (
+                ('/v1/completions', {'prompt': repetitive, 'temperature': 0, 'max_tokens': 120, 'ignore_eos': True}),
+                ('/v1/completions', {'prompt': repetitive, 'temperature': 1, 'seed': 3, 'n': 3, 'max_tokens': 60}),
+                ('/v1/completions', {'prompt': repetitive, 'temperature': 0, 'max_tokens': 80, 'stop': ['ball']}),
+                ('/v1/completions', {'prompt': repetitive, 'temperature': 0.5, 'seed': 1, 'max_tokens': 40, 'logprobs': 3}),
+                ('/v1/completions', {'prompt': repetitive, 'temperature': 0, 'max_tokens': 60, 'frequency_penalty': 0.5}),
+                ('/v1/chat/completions', {'messages': CHAT, 'temperature': 1, 'seed': 9, 'max_tokens': 60,
+                                          'response_format': wanted})):
+            answers = []
+            for s in (self.server, server):
+                status, answer = s.post(path, body)
+                self.assertEqual(status, 200, answer)
+                # What was cached depends on what the server did before.
+                answer['usage'].pop('prompt_tokens_details')
+                answers.append([answer['choices'], answer['usage']])
+            self.assertEqual(answers[0], answers[1], body)
+        self.assertEqual(serve_harness.text_of(server.stream('/v1/completions', {'prompt': repetitive, 'temperature': 0})),
+                         self.server.complete(repetitive))
+        for name in ('draft', 'accepted'):
+            harness.wait_until(lambda: f'shoal_spec_decode_num_{name}_tokens_total 0' not in
+                               server.request('GET', '/metrics')[2].decode(), 20, 'drafts to be counted')
+
     def test_tokenize_and_back(self):
         ids = self.ok('/tokenize', {'content': 'A small fish'})['tokens']
         self.assertEqual(self.ok('/detokenize', {'tokens': ids})['content'].strip(), 'A small fish')

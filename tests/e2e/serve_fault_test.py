@@ -125,7 +125,8 @@ class ServeMpiFaultTest(ServeFaultTest):
 
 
 class ServePipelineFaultTest(ServeFaultTest):
-    FLAGS = ('--pp', 2)
+    """In a pipeline, with tokens guessed ahead."""
+    FLAGS = ('--pp', 2, '--draft-max', 7)
 
 
 class ServeFailureTest(harness.TestCase):

@@ -1,8 +1,9 @@
-// Runs of prompts with KV pages on disk, for tests that say that nothing in the answer tells of
-// them.
+// Runs of prompts with KV pages on disk, with drafts, with weights that are streamed, for tests
+// that say that nothing in the answer tells of them.
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "gtest/gtest.h"
 #include "parallel/engine.h"
+#include "shard/placement.h"
 #include "tests/shard/gguf_writer.h"
 #include "tests/shard/temp_dir.h"
 
@@ -24,6 +26,7 @@ struct KvDiskAnswer {
   std::vector<SequenceId> ended;  // in order
   int beside = 0;                 // tokens of others that came between two of the first
   int64_t failed = 0;             // pages, over all ranks
+  int64_t streamed = 0;           // bytes of weights per token, on rank 0
   friend bool SameText(const KvDiskAnswer& a, const KvDiskAnswer& b) {
     return a.tokens == b.tokens && a.logprobs == b.logprobs;
   }
@@ -36,17 +39,28 @@ class KvDiskFixture : public testing::Test {
     m.layers = 4;
     m.type = DType::kQ8_0;
     m.context = 2048;
-    vocab_ = m.vocab;
-    TinyModelGguf(m).WriteTo(temp_.File("m.gguf"));
-    checkpoint_ = *OpenCheckpoint(temp_.File("m.gguf"));
-    config_ = *ReadModelConfig(*checkpoint_);
+    Use(m);
     options_.context = 1024;
     options_.sequences = 3;
     options_.rows = 64;
     options_.cpu.threads = 1;
     options_.cpu.pin = false;
   }
+  void Use(const TinyModel& m) {
+    vocab_ = m.vocab;
+    checkpoint_ = nullptr;
+    TinyModelGguf(m).WriteTo(temp_.File("m.gguf"));
+    checkpoint_ = *OpenCheckpoint(temp_.File("m.gguf"));
+    config_ = *ReadModelConfig(*checkpoint_);
+  }
   std::string dir() { return temp_.File("kv"); }
+  // With which a rank streams all weights that it can.
+  int64_t LeastMemory(const EngineOptions& o, const RankPlan& plan) {
+    const auto backend = MakeCpuBackend(o.cpu);
+    const RankMemory all = *Rank::MemoryNeeded(*checkpoint_, config_, o, plan, **backend);
+    const WeightLayout layout = *MakeWeightLayout(*checkpoint_, config_, plan);
+    return all.kv + all.workspace + LeastWeightBytes(layout, config_, o.rows);
+  }
 
   // Runs prompts of these lengths, all at once; those of one text start alike.
   KvDiskAnswer Do(int tp, int pp, const std::vector<std::pair<int, int>>& text_and_length,
@@ -60,14 +74,21 @@ class KvDiskFixture : public testing::Test {
     std::vector<std::thread> threads;
     for (int r = 0; r < tp * pp; ++r) {
       threads.emplace_back([&, r] {
-        auto rank = Rank::Create(*worlds[r], *checkpoint_, config_, o, nullptr);
+        EngineOptions mine = o;
+        if (stream_weights_) {
+          const ShardPlan plan = *MakeShardPlan(config_, *checkpoint_, o.shard);
+          mine.memory = LeastMemory(o, plan.ranks[r]);
+        }
+        auto rank = Rank::Create(*worlds[r], *checkpoint_, config_, mine, nullptr);
         ASSERT_TRUE(rank.ok()) << rank.status();
         if (r > 0) {
           EXPECT_TRUE((*rank)->RunWorker().ok());
           if ((*rank)->pager() != nullptr) failed[r] = (*rank)->pager()->stats().failed;
           return;
         }
-        Engine engine(*std::move(rank), o);
+        answer.streamed = (*rank)->memory().streamed;
+        Engine engine(*std::move(rank), mine, drafter_ ? drafter_() : nullptr);
+        engine.SetTokenMask(mask_);
         uint64_t seed = 0;
         const auto submit = [&](int text, int length) {
           SequenceRequest request;
@@ -77,6 +98,7 @@ class KvDiskFixture : public testing::Test {
           request.sampling.temperature = temperature_;
           request.sampling.seed = ++seed;
           request.sampling.logprobs = 1;
+          if (adjust_) adjust_(request);
           ASSERT_TRUE(engine.Submit(request).ok());
         };
         size_t submitted = 0;
@@ -113,6 +135,10 @@ class KvDiskFixture : public testing::Test {
   EngineOptions options_;
   float temperature_ = 0;
   int vocab_ = 0;
+  std::function<void(SequenceRequest&)> adjust_;       // of what Do submits
+  std::function<std::unique_ptr<Drafter>()> drafter_;  // null: the engine's own
+  Engine::TokenMask mask_;
+  bool stream_weights_ = false;
   size_t at_once_ = 0;  // that Do submits at first, the others when a token has come; 0: all
 };
 

@@ -1,9 +1,9 @@
 // Random worlds against the scheduler: requests come, are cancelled, resume after a restart, run
 // out of blocks and share prefixes, with several steps in flight, with pages that go to a simulated
-// disk and come back from it late, or not at all. A simulated KV pool holds, for
-// every position of every block, a hash of the whole context up to there; each row checks that
-// everything it attends to is what its sequence says. SHOAL_PROPERTY_STEPS sets how many steps are
-// simulated.
+// disk and come back from it late, or not at all, with drafts that are right, wrong from somewhere
+// on, or nonsense. A simulated KV pool holds, for every position of every block, a hash of the
+// whole context up to there; each row checks that everything it attends to is what its sequence
+// says. SHOAL_PROPERTY_STEPS sets how many steps are simulated.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -50,7 +50,10 @@ uint64_t Extend(uint64_t context, int32_t token) {
 
 class World {
  public:
-  explicit World(uint64_t seed) : random_(seed), limits_(RandomLimits()), scheduler_(limits_) {
+  explicit World(uint64_t seed)
+      : random_(seed),
+        limits_(RandomLimits()),
+        scheduler_(limits_, std::make_unique<Guess>(*this)) {
     stages_ = Pick(1, 4);
     pool_.assign(static_cast<size_t>(limits_.blocks) * kKvBlockTokens, 0);
     table_.assign(limits_.slots, {});
@@ -80,8 +83,21 @@ class World {
   }
   int64_t streamed() const { return streamed_; }
   int64_t copied() const { return copied_; }
+  int64_t drafted() const { return scheduler_.stats().drafted_tokens; }
+  int64_t accepted() const { return scheduler_.stats().accepted_tokens; }
 
  private:
+  class Guess final : public Drafter {
+   public:
+    explicit Guess(World& world) : world_(world) {}
+    Draft Propose(SequenceId id, absl::Span<const int32_t> tokens, int most) override {
+      return world_.Propose(id, tokens, most);
+    }
+    void Forget(SequenceId id) override { EXPECT_TRUE(world_.live_.contains(id)); }
+
+   private:
+    World& world_;
+  };
   struct Live {
     std::vector<int32_t> tokens;
     std::vector<uint64_t> contexts;  // [tokens] hash of everything up to and with that token
@@ -106,6 +122,8 @@ class World {
     l.blocks = Pick(1, 60);
     l.waiting = Pick(1, 40);
     l.prefix_cache = Pick(0, 4) != 0;
+    l.draft_max = Pick(0, 1) == 0 ? 0 : Pick(1, 20);
+    l.draft_adaptive = Pick(0, 1) == 0;
     l.pages = Pick(0, 2) == 0 ? 0 : Pick(1, 10);
     if (Pick(0, 3) == 0) {  // contexts larger than memory
       l.stream = true;
@@ -123,6 +141,21 @@ class World {
   static void Append(Live& s, int32_t token) {
     s.contexts.push_back(Extend(s.contexts.empty() ? s.salt : s.contexts.back(), token));
     s.tokens.push_back(token);
+  }
+
+  // What comes, with a mistake here and there.
+  Draft Propose(SequenceId id, absl::Span<const int32_t> tokens, int most) {
+    Live s = live_.at(id);
+    EXPECT_EQ(tokens, absl::MakeConstSpan(s.tokens));
+    EXPECT_LE(tokens.size() + most, s.end - 1);
+    Draft draft{{}, Pick(2, 12)};
+    const int count = Pick(0, most);
+    const int mistakes = Pick(0, 2);
+    for (int i = 0; i < count; ++i) {
+      Append(s, mistakes > 0 && Pick(0, 9) < 3 * mistakes ? Pick(0, 9) : Draw(s));
+      draft.tokens.push_back(s.tokens.back());
+    }
+    return draft;
   }
 
   void Arrive() {
@@ -199,10 +232,15 @@ class World {
       unreadable_.clear();
     }
     std::vector<int32_t> tokens;
-    for (const SequenceId id : step.sequences) {
-      Live& s = live_.at(id);
-      tokens.push_back(Draw(s));
-      if (!s.cancelled && !scheduler_.Find(id)->lost) Append(s, tokens.back());
+    for (size_t i = 0; i < step.sequences.size(); ++i) {
+      Live& s = live_.at(step.sequences[i]);
+      const bool useless = s.cancelled || scheduler_.Find(step.sequences[i])->lost;
+      const bool of_draft = i > 0 && step.sequences[i - 1] == step.sequences[i];
+      // What the row was computed for is what was drawn from the row before.
+      const bool wrong =
+          of_draft && (useless || step.batch.tokens[step.batch.logits[i].row] != tokens.back());
+      tokens.push_back(wrong ? Scheduler::kNoToken : Draw(s));
+      if (!useless && !wrong) Append(s, tokens.back());
     }
     for (const Scheduler::Finished& f : scheduler_.Complete(step, tokens)) Finish(f);
     std::erase_if(garbage_, [this](SequenceId id) {
@@ -319,8 +357,12 @@ class World {
     }
     loads_.clear();
     scheduler_.FinishLoads(worked);
-    scheduler_.SetCosts(
-        {.page_s = 1.0 * Pick(0, 3), .token_s = 0.01 * Pick(0, 3), .decode_s = 0.1 * Pick(0, 3)});
+    scheduler_.SetCosts({.page_s = 1.0 * Pick(0, 3),
+                         .token_s = 0.01 * Pick(0, 3),
+                         .decode_s = 0.1 * Pick(0, 3),
+                         .step_s = 0.1 * Pick(0, 3),
+                         .draft_row_s = 0.02 * Pick(-1, 3),
+                         .draft_age = Pick(-1, 50)});
   }
 
   const Live* Owner(const Batch::Run& run) const {
@@ -354,24 +396,31 @@ class World {
   void Store(const Batch& batch, const Batch::Run& run) {
     const Live* s = Owner(run);
     ASSERT_NE(s, nullptr) << "a run of nobody";
-    ASSERT_LE(static_cast<size_t>(run.pos + run.rows), s->tokens.size());
+    ASSERT_LE(static_cast<size_t>(run.pos + (run.decode != 0 ? 1 : run.rows)), s->tokens.size());
+    const int drafted = std::max(0, run.pos + run.rows - static_cast<int>(s->tokens.size()));
+    ASSERT_LE(drafted, limits_.draft_max);
+    uint64_t context = 0;  // with the tokens of the draft
     for (int p = run.pos; p < run.pos + run.rows; ++p) {
-      ASSERT_EQ(batch.tokens[run.row + p - run.pos], s->tokens[p]);
+      const int32_t token = batch.tokens[run.row + p - run.pos];
+      const bool known = static_cast<size_t>(p) < s->tokens.size();
+      ASSERT_TRUE(!known || token == s->tokens[p]);
+      context = known ? s->contexts[p] : Extend(context, token);
       ASSERT_GE(BlockOf(run.slot, p), 0) << "a position to write that is on disk only";
-      pool_[At(run.slot, p)] = garbage_.contains(OwnerId(run)) ? 0xBAD : s->contexts[p];
+      pool_[At(run.slot, p)] = garbage_.contains(OwnerId(run)) ? 0xBAD : context;
     }
   }
   void Attend(const Batch::Run& run) {
     const Live& s = *Owner(run);
     if (garbage_.contains(OwnerId(run))) return;  // its result is thrown away
-    for (int p = 0; p < run.pos + run.rows; ++p) {
+    const int end = std::min(run.pos + run.rows, static_cast<int>(s.tokens.size()));
+    for (int p = 0; p < end; ++p) {
       const int block = BlockOf(run.slot, p);
       const int in_page = p % (kKvPageBlocks * kKvBlockTokens);
       const uint64_t there = block > Batch::kOnDisk
                                  ? pool_[At(run.slot, p)]
                                  : disk_[Batch::kOnDisk - block].contexts.at(in_page);
       ASSERT_EQ(there, s.contexts[p])
-          << "position " << p << " of " << run.pos + run.rows << " holds another context";
+          << "position " << p << " of " << end << " holds another context";
     }
   }
 
@@ -388,6 +437,7 @@ class World {
 
   std::mt19937_64 random_;
   const SchedulerLimits limits_;
+  std::map<SequenceId, Live> live_;
   Scheduler scheduler_;
   int stages_ = 1;
   int64_t step_ = 0;
@@ -408,20 +458,23 @@ class World {
   int64_t copied_ = 0;            // blocks that two sequences would have written to
   std::vector<Batch::PageOp> loads_;
   std::deque<Scheduler::Step> in_flight_;
-  std::map<SequenceId, Live> live_;
 };
 
 TEST(SchedulerProperty, RandomWorlds) {
   const char* asked = std::getenv("SHOAL_PROPERTY_STEPS");
   const int64_t steps = asked == nullptr ? kDefaultSteps : std::atoll(asked);
-  int64_t streamed = 0, copied = 0;
+  int64_t streamed = 0, copied = 0, drafted = 0, accepted = 0;
   for (int64_t done = 0, seed = 1; done < steps; done += kStepsOfAWorld, ++seed) {
     World world(static_cast<uint64_t>(seed));
     ASSERT_TRUE(world.Run(kStepsOfAWorld)) << "seed " << seed;
     streamed += world.streamed();
     copied += world.copied();
+    drafted += world.drafted();
+    accepted += world.accepted();
   }
   EXPECT_TRUE((streamed > 0 && copied > 0) || steps < kDefaultSteps);
+  EXPECT_GT(accepted, steps / 100);
+  EXPECT_GT(drafted - accepted, steps / 100);
 }
 
 // The same calls give the same steps.

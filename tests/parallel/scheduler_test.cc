@@ -349,5 +349,45 @@ TEST(Scheduler, NothingToGenerateEndsAtOnce) {
   EXPECT_EQ(sim.finished[id], FinishReason::kLength);
 }
 
+// Guesses seven times what is drawn.
+class Ones final : public Drafter {
+ public:
+  Draft Propose(SequenceId id, absl::Span<const int32_t> tokens, int most) override {
+    return {std::vector<int32_t>(most, 1), 16};
+  }
+  void Forget(SequenceId id) override {}
+};
+
+TEST(Scheduler, DraftsFollowWhatTheyCost) {
+  const auto most_drafted = [](const StepCosts& costs, int sequences) {
+    SchedulerLimits l = Limits();
+    l.draft_max = 7;
+    Scheduler scheduler(l, std::make_unique<Ones>());
+    scheduler.SetCosts(costs);
+    for (int i = 0; i < sequences; ++i) {
+      EXPECT_TRUE(scheduler.Submit(Request(20, 100, "", i * 1000)).ok());
+    }
+    int most = 0;
+    while (!scheduler.idle()) {
+      const std::optional<Scheduler::Step> step = scheduler.Next();
+      most = std::max(most, step->drafted);
+      scheduler.Complete(*step, std::vector<int32_t>(step->sequences.size(), 1));
+    }
+    return most;
+  };
+  EXPECT_EQ(most_drafted({}, 1), 7);
+  EXPECT_EQ(most_drafted({}, 4), 7) << "few until it is known what they cost";
+  StepCosts costs;
+  costs.step_s = 1;
+  costs.draft_age = 0;
+  costs.draft_row_s = 0.001;
+  EXPECT_EQ(most_drafted(costs, 4), 28);
+  costs.draft_row_s = 0.3;
+  EXPECT_EQ(most_drafted(costs, 4), 0) << "four rows take longer than the step that they save";
+  EXPECT_GT(most_drafted(costs, 1), 0);
+  costs.draft_age = 400;
+  EXPECT_EQ(most_drafted(costs, 4), 7) << "it may have changed";
+}
+
 }  // namespace
 }  // namespace shoal
