@@ -1,4 +1,6 @@
 // Launches of what decode rows need, and of the writes to the cache.
+#include <cstdlib>
+
 #include "kernels/cuda/attention_decode.cuh"
 #include "kernels/cuda/attention_ops.h"
 #include "kernels/cuda/kv_view.cuh"
@@ -90,6 +92,8 @@ void Attention(const float* q, int64_t q_stride, const AttentionShape& shape, co
   const int most_heads = shape.group < shape.q_heads ? shape.group : shape.q_heads;
   const DecodeChoice choice = ChooseDecode(kv.shape.type, most_heads, shape.head_dim);
   const int stride = AccStride(shape.head_dim);
+  const char* const wanted = std::getenv("SHOAL_CUDA_PREFETCH");
+  const bool prefetch = wanted == nullptr || wanted[0] != '0';
   DecodePass begin = {0, 0};
   for (int i = 0; i < plan.pass_count; ++i) {
     const DecodePass end = plan.passes[i];
@@ -101,7 +105,7 @@ void Attention(const float* q, int64_t q_stride, const AttentionShape& shape, co
     Launch(choice.kernel, grid, dim3(kDecodeThreads),
            DecodeSharedBytes(choice.heads, shape.head_dim), stream,
            DecodeParams{q, q_stride, view, heads, ScaleLog2(shape), plan.rows, plan.tables,
-                        plan.decode_items + begin.item_end, acc, state, stride});
+                        plan.decode_items + begin.item_end, acc, state, stride, prefetch});
     Launch(MergeSplits, dim3(end.row_end - begin.row_end, shape.q_heads), dim3(kMergeThreads),
            MergeSharedBytes(stride), stream,
            MergeParams{plan.decode_rows + begin.row_end, plan.rows, acc, state, out, out_stride,

@@ -37,6 +37,7 @@ struct DecodeParams {
   float* acc;               // [items, q_heads, acc_stride]: sum of p * v
   float2* state;  // [items, q_heads]: {max of the scores, sum of p}, p = exp2(score - max)
   int32_t acc_stride;
+  bool prefetch;  // a split's K and V to the L2 cache before they are used
 };
 
 // Where a split lies and what of it the row sees: tokens [begin, end).
@@ -46,6 +47,21 @@ struct SplitView {
   int first_head, heads;
   int kv_head;
 };
+
+// All of the split's K and V on their way at once: the loads below are few at a time, and those of
+// V would begin when the scores are done.
+__device__ inline void PrefetchSplit(const KvView& kv, const SplitView& split) {
+  constexpr int kLine = 128;
+  const int lines = static_cast<int>((kv.head_bytes + kLine - 1) / kLine);  // of K, and of V
+  const int first = split.begin / kBlockTokens;
+  const int blocks = (split.end + kBlockTokens - 1) / kBlockTokens - first;
+  for (int i = threadIdx.x; i < blocks * lines; i += kDecodeThreads) {
+    const int block = split.table[first + i / lines];
+    const int at = i % lines * kLine;
+    PrefetchL2(kv.K(block, split.kv_head) + at);
+    PrefetchL2(kv.V(block, split.kv_head) + at);
+  }
+}
 
 // q of the block's heads, dim by dim: shared[dim][kHeads], zeros for heads it lacks.
 template <int kHeads>
@@ -202,6 +218,7 @@ __global__ void __launch_bounds__(kDecodeThreads) AttendSplit(DecodeParams p) {
   split.first_head = p.heads.First(split.kv_head) + static_cast<int>(blockIdx.z) * kHeads;
   split.heads = min(p.heads.Last(split.kv_head) - split.first_head, kHeads);
   if (split.begin >= split.end || split.heads <= 0) return;
+  if (p.prefetch) PrefetchSplit(p.kv, split);
 
   float* scores = reinterpret_cast<float*>(DynamicShared());  // [kHeads][kSplitTokens]
   float* work = scores + kHeads * kSplitTokens;

@@ -89,6 +89,32 @@ __device__ __forceinline__ void MmaS8K16(int c[4], const uint32_t a[2], uint32_t
 #endif
 }
 
+// d = init + a * b for every element. The sum starts in registers that stay as they are, where one
+// in place would be set anew for each product.
+__device__ __forceinline__ void MmaS8K32From(int init, int d[4], const uint32_t a[4],
+                                             const uint32_t b[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%10,%10,%10,%10};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(init));
+#else
+  d[0] = d[1] = d[2] = d[3] = init;
+  MmaS8K32(d, a, b);
+#endif
+}
+__device__ __forceinline__ void MmaS8K16From(int init, int d[4], const uint32_t a[2], uint32_t b) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+      "{%7,%7,%7,%7};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b), "r"(init));
+#else
+  d[0] = d[1] = d[2] = d[3] = init;
+  MmaS8K16(d, a, b);
+#endif
+}
+
 // Four 8x8 matrices of 16-bit values from shared memory; lane l points at row l % 8 of matrix l
 // / 8. r[i] of lane 4 g + t: row g, columns 2t and 2t + 1 of matrix i (Trans: column g, rows 2t and
 // 2t + 1).
@@ -164,6 +190,11 @@ __device__ __forceinline__ T LoadStream(const void* p) {
     v.byte = static_cast<uint8_t>(wide);
   }
   return v.value;
+}
+
+// Asks for the line of memory at p to be in the L2 cache.
+__device__ __forceinline__ void PrefetchL2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
 // Launches overlap on sm_90 and up (launch.cuh): a kernel begins while the one before it in the

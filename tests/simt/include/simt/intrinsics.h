@@ -79,6 +79,14 @@ inline void MmaS8K16(int c[4], const uint32_t a[2], uint32_t b, SIMT_SITE) {
   simt::Meet(~0u, SIMT_HERE, &slot,
              simt_mma::Multiply<int, int, 2, simt_mma::S8Of, simt_mma::S8Of, 4>);
 }
+inline void MmaS8K32From(int init, int d[4], const uint32_t a[4], const uint32_t b[2], SIMT_SITE) {
+  d[0] = d[1] = d[2] = d[3] = init;
+  MmaS8K32(d, a, b, simt_file, simt_line);
+}
+inline void MmaS8K16From(int init, int d[4], const uint32_t a[2], uint32_t b, SIMT_SITE) {
+  d[0] = d[1] = d[2] = d[3] = init;
+  MmaS8K16(d, a, b, simt_file, simt_line);
+}
 
 namespace simt_mma {
 
@@ -166,6 +174,9 @@ inline T LoadStream(const void* p) {
   std::memcpy(&v, p, sizeof(T));
   return v;
 }
+
+// Reads a byte, so that the address sanitizer sees what is asked for.
+inline void PrefetchL2(const void* p) { *static_cast<const volatile char*>(p); }
 
 inline float Exp2(float x) { return std::exp2(x); }
 
