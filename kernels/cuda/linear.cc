@@ -1,7 +1,9 @@
 #include "kernels/cuda/linear.h"
 
 #include <algorithm>
+#include <cstdlib>
 
+#include "absl/strings/numbers.h"
 #include "kernels/check.h"
 
 namespace shoal::cuda {
@@ -98,6 +100,14 @@ LinearEngine::Layout LinearEngine::LayoutOf(const Backend::Limits& limits) const
   return Layout(limits, gemm_ != nullptr ? unpacked_bytes_ : 0);
 }
 
+int LinearEngine::DefaultPassRows() {
+  const char* const wanted = std::getenv("SHOAL_CUDA_PASS_ROWS");
+  int rows = 0;
+  const bool known = wanted != nullptr && absl::SimpleAtoi(wanted, &rows) &&
+                     (rows == 8 || rows == 16 || rows == 32);
+  return known ? rows : 16;
+}
+
 int64_t LinearEngine::WorkspaceBytes(const Backend::Limits& limits) const {
   return LayoutOf(limits).bytes;
 }
@@ -130,10 +140,10 @@ struct OperandViews {
   FloatRows f32;
   OperandViews(uint8_t* at, int64_t rows, int64_t cols) {
     const int64_t blocks = (cols + 31) / 32;
+    int8.row_stride = RoundUp(rows, 2);
     int8.q = reinterpret_cast<int8_t*>(at);
-    int8.scale = reinterpret_cast<float*>(at + blocks * rows * 32);
-    int8.half_sums = int8.scale + RoundUp(blocks * rows, 2);
-    int8.row_stride = rows;
+    int8.scale = reinterpret_cast<float*>(at + blocks * int8.row_stride * 32);
+    int8.half_sums = int8.scale + RoundUp(blocks * int8.row_stride, 4);
     half.data = reinterpret_cast<uint16_t*>(at);
     half.scale = reinterpret_cast<float*>(at + blocks * rows * 64);
     half.row_stride = rows;
@@ -237,6 +247,7 @@ void LinearEngine::Rows(const LinearInput& input, int cols, int rows, bool prefi
       }
       Product p = ProductOf(shape);
       p.rows.count = rows;
+      p.pass_rows = pass_rows_;
       for (size_t k = i; k < outputs.size(); ++k) {
         const LinearOutput& o = outputs[k];
         SHOAL_CHECK(o.weight->shape.cols == cols, "the weight's columns must match the input's");

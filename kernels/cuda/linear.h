@@ -38,6 +38,11 @@ class LinearEngine {
   // one scale: a row keeps the precision of f16 while it is not 2^20 smaller than the largest.
   static constexpr int kGemmRows = 256;
 
+  // Decode rows that meet weights read once: 8, 16 or 32; SHOAL_CUDA_PASS_ROWS or else 16. The
+  // results are the same. 32 read the least, but take so many registers that an SM holds one block:
+  // to be measured.
+  void SetPassRows(int rows) { pass_rows_ = rows; }
+
   int64_t WorkspaceBytes(const Backend::Limits& limits) const;
   // workspace: WorkspaceBytes(limits) of device memory, aligned to 256, that outlives the engine.
   void SetWorkspace(const Backend::Limits& limits, uint8_t* workspace);
@@ -51,6 +56,7 @@ class LinearEngine {
                int64_t out_stride, Stream stream);
 
  private:
+  static int DefaultPassRows();
   enum class Operand { kInt8, kFloat, kF16, kBf16 };
   struct Layout;
   struct ExpertBatch;
@@ -73,6 +79,7 @@ class LinearEngine {
   bool bf16_mma_;
   HalfGemm* gemm_;
   int64_t unpacked_bytes_;
+  int pass_rows_ = DefaultPassRows();
   Backend::Limits limits_;
   uint8_t* workspace_ = nullptr;
   std::vector<const uint8_t*> pointers_;  // of one call's experts

@@ -7,13 +7,16 @@
 //                   the group and zeros elsewhere, so eight mma leave the eight
 //                   blocks' sums beside each other, and scales meet them once
 //                   for each group.
-//   Int8Kernel      tiles of eight rows: an mma for each tile and 32 columns.
+//   Int8Kernel      tiles of eight rows, up to four: an mma for each tile and 32
+//                   columns.
 //
 // Sums within 32 columns are exact integers. The rest is f32 in an order that
 // depends on the weight's shape alone: blocks 0 and 1, 2 and 3 of each half
 // group are added as pairs, the pairs to each other, these to the sum of all
 // first or of all second halves; then both, then the warps.
 #pragma once
+
+#include <algorithm>
 
 #include "kernels/cuda/packed_formats.cuh"
 #include "kernels/cuda/product.cuh"
@@ -73,23 +76,21 @@ struct GroupReader {
   }
 };
 
-// carry + the block's share of an output: r is 0 or 1 of the lane's panel rows,
-// dot its sums (of both halves of the columns where the type has two scales),
-// `scale` and `sums` the row's. Every rounding is written out, so that both
-// kernels make the same ones.
+// carry + the block's share of an output: r is 0 or 1 of the lane's panel rows, `share` the
+// weights' scale times the integer sum (of both halves of the columns where the type has two
+// scales), `scale` and `sums` the row's. Every rounding is written out, so that both kernels make
+// the same ones.
 template <DType kType>
-__device__ __forceinline__ float AddTerm(const TileScales& w, int r, const float dot[2],
-                                         float scale, const float2& sums, float carry) {
+__device__ __forceinline__ float AddTerm(const TileScales& w, int r, float share, float scale,
+                                         const float2& sums, float carry) {
   using Format = Packed<kType>;
-  float v = __fmul_rn(w.scale[r][0], dot[0]);
-  if constexpr (Format::kHalves) v = __fmaf_rn(w.scale[r][1], dot[1], v);
   if constexpr (Format::kBias && Format::kHalves) {
     carry = __fmaf_rn(w.bias[r][0], sums.x, carry);
     carry = __fmaf_rn(w.bias[r][1], sums.y, carry);
   } else if constexpr (Format::kBias) {
     carry = __fmaf_rn(w.bias[r][0], __fadd_rn(sums.x, sums.y), carry);
   }
-  return __fmaf_rn(scale, v, carry);
+  return __fmaf_rn(scale, share, carry);
 }
 
 // The outputs of a block from what its warps hold: kCols sums of each warp for
@@ -196,9 +197,11 @@ __device__ __forceinline__ void AddGroup(const RowGroupData<kType>& data, const 
     float pair = 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float dot[2] = {__int_as_float(c[0][2 * r + i]) - kMagic,
-                            __int_as_float(c[1][2 * r + i]) - kMagic};
-      pair = AddTerm<kType>(w[i], r, dot, data.scale[i], data.sums[i], pair);
+      float share = __fmul_rn(w[i].scale[r][0], __int_as_float(c[0][2 * r + i]) - kMagic);
+      if constexpr (Format::kHalves) {
+        share = __fmaf_rn(w[i].scale[r][1], __int_as_float(c[1][2 * r + i]) - kMagic, share);
+      }
+      pair = AddTerm<kType>(w[i], r, share, data.scale[i], data.sums[i], pair);
     }
     acc[r] = __fadd_rn(acc[r], __fadd_rn(pair, __shfl_xor_sync(0xFFFFFFFFu, pair, 1)));
   }
@@ -248,17 +251,52 @@ __global__ void __launch_bounds__(32 * kInt8Warps, kInt8RowBlocks<kType>)
 // Two blocks on an SM keep 128 registers for a thread; where that spills, the
 // compiler is left alone.
 template <DType kType, int kTiles>
-inline constexpr int kInt8Blocks = Packed<kType>::kHalves ? 1 : 2;
+inline constexpr int kInt8Blocks = Packed<kType>::kHalves || kTiles > 2 ? 1 : 2;
 
 // A lane's share of the int8 rows: for tile i the operand row of its B column
-// g, and those of its C columns 2 t and 2 t + 1.
+// g, and those of its C columns 2 t and 2 t + 1. Rows that are not those of
+// groups stand side by side: c is an even number, and both are read at once.
 template <int kTiles>
 struct TileRows {
-  int b[kTiles], c[kTiles][2];
+  uint32_t b[kTiles], c[kTiles][2];
 };
 
+// The scales of a block's activations for a lane's two columns of C.
+struct ColumnScales {
+  float scale[2];
+  float2 sums[2];
+};
+template <bool kGrouped, bool kBias>
+__device__ __forceinline__ ColumnScales LoadColumnScales(const Int8Rows& a, uint32_t base,
+                                                         const uint32_t c[2]) {
+  ColumnScales out = {};
+  if constexpr (kGrouped) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      out.scale[i] = a.scale[base + c[i]];
+      if constexpr (kBias) {
+        out.sums[i] = *reinterpret_cast<const float2*>(a.half_sums + 2 * (base + c[i]));
+      }
+    }
+  } else {
+    const float2 scale = *reinterpret_cast<const float2*>(a.scale + (base + c[0]));
+    out.scale[0] = scale.x;
+    out.scale[1] = scale.y;
+    if constexpr (kBias) {
+      const float4 sums = *reinterpret_cast<const float4*>(a.half_sums + 2 * (base + c[0]));
+      out.sums[0] = {sums.x, sums.y};
+      out.sums[1] = {sums.z, sums.w};
+    }
+  }
+  return out;
+}
+
 // Adds half a group's sums to acc: blocks 8 group + 4 kHalf .. of the panel.
-template <DType kType, int kTiles, int kHalf>
+//
+// Scale times integer sum is one multiply-add: scale * (magic + sum) - scale *
+// magic, exact before its one rounding, as scales have at most 19 significant
+// bits and so scale * magic is a float.
+template <DType kType, int kTiles, int kHalf, bool kGrouped>
 __device__ __forceinline__ void AddHalf(const GroupReader<kType>& reader,
                                         const typename Packed<kType>::Head& head,
                                         const typename Packed<kType>::Raw raw[kHalfSubs], int group,
@@ -268,14 +306,18 @@ __device__ __forceinline__ void AddHalf(const GroupReader<kType>& reader,
   using Format = Packed<kType>;
   uint32_t level[kHalfSubs][4];
   TileScales w[kHalfSubs];
-  int64_t base[kHalfSubs];
+  float less[kHalfSubs][2];
+  uint32_t base[kHalfSubs];
 #pragma unroll
   for (int k = 0; k < kHalfSubs; ++k) {
     const int sub = kGroupSubs * group + kHalfSubs * kHalf + k;
     Format::Levels(raw[k], at, level[k]);
     w[k] = Format::Scales(head, raw[k], kHalfSubs * kHalf + k, at);
     if (!reader.Holds(sub)) w[k] = {};
-    base[k] = (reader.Held(sub) - reader.lead) * a.row_stride;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) less[k][r] = __fmul_rn(w[k].scale[r][0], -kMagic);
+    base[k] =
+        static_cast<uint32_t>(reader.Held(sub) - reader.lead) * static_cast<uint32_t>(a.row_stride);
   }
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
@@ -284,28 +326,29 @@ __device__ __forceinline__ void AddHalf(const GroupReader<kType>& reader,
 #pragma unroll
     for (int k = 0; k < kHalfSubs; ++k) {
       const uint2 b =
-          *reinterpret_cast<const uint2*>(a.q + (base[k] + rows.b[tile]) * 32 + 8 * at.t);
+          *reinterpret_cast<const uint2*>(a.q + ((base[k] + rows.b[tile]) * 32 + 8 * at.t));
       const uint32_t fragment[2] = {b.x, b.y};
       int c[2][4];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) c[i / 4][i % 4] = kMagicBits;
       if constexpr (Format::kHalves) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) MmaS8K16(c[h], level[k] + 2 * h, fragment[h]);
+        for (int h = 0; h < 2; ++h) {
+          MmaS8K16From(kMagicBits, c[h], level[k] + 2 * h, fragment[h]);
+        }
       } else {
-        MmaS8K32(c[0], level[k], fragment);
+        MmaS8K32From(kMagicBits, c[0], level[k], fragment);
       }
+      const ColumnScales of = LoadColumnScales<kGrouped, Format::kBias>(a, base[k], rows.c[tile]);
 #pragma unroll
       for (int col = 0; col < 2; ++col) {
-        const int64_t row = base[k] + rows.c[tile][col];
-        const float scale = a.scale[row];
-        float2 sums = {0, 0};
-        if constexpr (Format::kBias) sums = *reinterpret_cast<const float2*>(a.half_sums + 2 * row);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const int i = 2 * r + col;
-          const float dot[2] = {__int_as_float(c[0][i]) - kMagic, __int_as_float(c[1][i]) - kMagic};
-          part[k / 2][i] = AddTerm<kType>(w[k], r, dot, scale, sums, part[k / 2][i]);
+          float share = __fmaf_rn(w[k].scale[r][0], __int_as_float(c[0][i]), less[k][r]);
+          if constexpr (Format::kHalves) {
+            share = __fmaf_rn(w[k].scale[r][1], __int_as_float(c[1][i]) - kMagic, share);
+          }
+          part[k / 2][i] =
+              AddTerm<kType>(w[k], r, share, of.scale[col], of.sums[col], part[k / 2][i]);
         }
       }
     }
@@ -317,42 +360,49 @@ __device__ __forceinline__ void AddHalf(const GroupReader<kType>& reader,
 }
 
 // Block (rows, panel): blocks that run at the same time share the panel in the
-// L2 cache.
-template <DType kType, int kTiles>
+// L2 cache. kGrouped: the rows are those of experts.
+template <DType kType, int kTiles, bool kGrouped>
 __global__ void __launch_bounds__(32 * kInt8Warps, kInt8Blocks<kType, kTiles>)
     Int8Kernel(const __grid_constant__ Product p, const Int8Rows a) {
   using Format = Packed<kType>;
-  GridWait();  // groups of experts come from a kernel too
+  if constexpr (kGrouped) GridWait();  // groups come from a kernel too
   const BlockRows block = RowsOfBlock(p.rows, blockIdx.x, 8 * kTiles);
   if (block.count <= 0) return;
   int panel = blockIdx.y;
   const ProductOutput& o = p.outputs[OutputOfPanel(p, &panel)];
   const TileLane at = ThisTileLane();
-  TileRows<kTiles> rows;
-#pragma unroll
-  for (int i = 0; i < kTiles; ++i) {
-    rows.b[i] = RowOf(p.rows, block, 8 * i + at.g).operand;
-    for (int c = 0; c < 2; ++c) rows.c[i][c] = RowOf(p.rows, block, 8 * i + 2 * at.t + c).operand;
-  }
   const GroupReader<kType> reader = {WeightOf(o, block.expert) + panel * p.panel_bytes, p.lead,
                                      p.lead + p.cols / 32};
   const int warp = threadIdx.x / 32, groups = reader.Groups();
   const int begin = groups * warp / kInt8Warps, end = groups * (warp + 1) / kInt8Warps;
-  float acc[2][kTiles][4] = {};  // of first halves and of second ones
+  typename Format::Raw first[kHalfSubs] = {}, second[kHalfSubs] = {};
+  typename Format::Head next_head = {};
   if (begin < end) {
-    typename Format::Raw first[kHalfSubs] = {}, second[kHalfSubs] = {};
     reader.template Load<true>(begin, 0, at, first);
-    typename Format::Head next_head = Format::LoadHead(reader.Unit(begin), at);
-    for (int group = begin; group < end; ++group) {
-      reader.template Load<true>(group, 1, at, second);
-      const typename Format::Head head = next_head;
-      AddHalf<kType, kTiles, 0>(reader, head, first, group, at, a, rows, block.count, acc[0]);
-      if (group + 1 < end) {
-        reader.template Load<true>(group + 1, 0, at, first);
-        next_head = Format::LoadHead(reader.Unit(group + 1), at);
-      }
-      AddHalf<kType, kTiles, 1>(reader, head, second, group, at, a, rows, block.count, acc[1]);
+    next_head = Format::LoadHead(reader.Unit(begin), at);
+  }
+  if constexpr (!kGrouped) GridWait();  // weights do not depend on the kernels before
+  TileRows<kTiles> rows;
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    rows.b[i] = RowOf(p.rows, block, 8 * i + at.g).operand;
+    for (int c = 0; c < 2; ++c) {
+      rows.c[i][c] = kGrouped ? RowOf(p.rows, block, 8 * i + 2 * at.t + c).operand
+                              : block.begin + min(8 * i + 2 * at.t, (block.count - 1) & ~1) + c;
     }
+  }
+  float acc[2][kTiles][4] = {};  // of first halves and of second ones
+  for (int group = begin; group < end; ++group) {
+    reader.template Load<true>(group, 1, at, second);
+    const typename Format::Head head = next_head;
+    AddHalf<kType, kTiles, 0, kGrouped>(reader, head, first, group, at, a, rows, block.count,
+                                        acc[0]);
+    if (group + 1 < end) {
+      reader.template Load<true>(group + 1, 0, at, first);
+      next_head = Format::LoadHead(reader.Unit(group + 1), at);
+    }
+    AddHalf<kType, kTiles, 1, kGrouped>(reader, head, second, group, at, a, rows, block.count,
+                                        acc[1]);
   }
   auto& sums = StaticShared<WarpSums<8 * kTiles>>();
 #pragma unroll
@@ -369,16 +419,16 @@ __global__ void __launch_bounds__(32 * kInt8Warps, kInt8Blocks<kType, kTiles>)
 template <DType kType>
 void LaunchInt8(Product p, const Int8Rows& a, Stream stream) {
   const int panels = NumberPanels(&p);
-  constexpr int kTiles = kInt8GroupRows / 8;
-  // A group of an expert may have up to kInt8GroupRows rows.
-  const bool plain = p.rows.groups == nullptr;
-  const bool one = plain && p.rows.count == 1;
-  const bool few = plain && p.rows.count <= 8;
-  const int blocks = RowBlocks(p.rows, few ? 8 : kInt8GroupRows);
+  const bool grouped = p.rows.groups != nullptr;
+  int tiles = grouped ? kInt8GroupRows / 8 : p.rows.count <= 8 ? 1 : p.rows.count <= 16 ? 2 : 4;
+  tiles = std::min(tiles, p.pass_rows / 8);
+  const int blocks = RowBlocks(p.rows, 8 * tiles);
   if (panels == 0 || blocks == 0) return;
-  const auto kernel = one   ? Int8RowKernel<kType>
-                      : few ? Int8Kernel<kType, 1>
-                            : Int8Kernel<kType, kTiles>;
+  const auto kernel = grouped             ? Int8Kernel<kType, kInt8GroupRows / 8, true>
+                      : p.rows.count == 1 ? Int8RowKernel<kType>
+                      : tiles == 1        ? Int8Kernel<kType, 1, false>
+                      : tiles == 2        ? Int8Kernel<kType, 2, false>
+                                          : Int8Kernel<kType, 4, false>;
   Launch(kernel, dim3(blocks, panels), dim3(32 * kInt8Warps), 0, stream, p, a);
 }
 

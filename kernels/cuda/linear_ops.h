@@ -36,9 +36,9 @@ struct Int8Rows {
   float* scale = nullptr;      // [cols / 32][row_stride]
   float* half_sums = nullptr;  // [cols / 32][row_stride][2]: scale * sum of
                                // columns 0..15, of 16..31
-  int64_t row_stride = 0;      // rows between column blocks
+  int64_t row_stride = 0;      // rows between column blocks, even
 };
-// REQUIRES: cols is a multiple of 32.
+// Addresses are multiples of 16. REQUIRES: cols is a multiple of 32.
 void QuantizeRows(const InputRows& in, const Int8Rows& out, Stream stream);
 
 // Rows as f16 or bf16, [cols / 32 rounded up][row_stride][32], zeros behind the
@@ -91,6 +91,8 @@ struct ProductOutput {
   int panel_begin = 0;  // for the launch functions
 };
 inline constexpr int kMaxOutputs = 4;  // of one launch
+// Rows that meet weights read once.
+inline constexpr int kInt8PassRows = 32;
 
 // Rows of one expert: slots[begin .. begin + count).
 struct RowGroup {
@@ -117,10 +119,11 @@ struct Product {
   ProductOutput outputs[kMaxOutputs];
   int output_count = 0;
   ProductRows rows;
+  int pass_rows = kInt8PassRows;  // of Int8Product without groups: 8, 16 or 32
 };
 
 // Quantized types. A row's result does not depend on the rows beside it. Reads
-// the weights once for each 8 rows, or for each 16 when there are more than 8.
+// the weights once for each pass_rows rows (grouped products: 16).
 void Int8Product(const Product& product, const Int8Rows& a, Stream stream);
 // F32, F16, BF16: f32 multiply-adds, eight rows at a time, each as if it were
 // alone.

@@ -173,11 +173,13 @@ TEST(CudaLinear, OddColumnsOfTheFloatTypes) {
 }
 
 TEST(CudaLinear, ADecodeRowDependsNeitherOnTheBatchNorOnTheSchedule) {
-  for (const DType type : {DType::kQ4_K, DType::kQ6_K, DType::kQ8_0, DType::kF16}) {
+  for (const DType type : {DType::kQ4_0, DType::kQ4_K, DType::kQ6_K, DType::kQ8_0, DType::kQ2_K,
+                           DType::kMXFP4, DType::kF16}) {
     const DeviceMatrix w(type, 48, 512, 0, 9);
     const auto x = Gaussian(33 * 512, 5);
-    const auto run = [&](int first, int rows) {
+    const auto run = [&](int first, int rows, int pass_rows = kInt8PassRows) {
       Engine engine({.rows = rows, .cols = 512});
+      engine.SetPassRows(pass_rows);
       std::vector<float> out(rows * 48);
       const LinearOutput output{&w.packed, nullptr, out.data(), 48, false};
       engine.Linear(LinearInput::Plain(&x[first * 512], 512), 512, {rows, 0}, {&output, 1},
@@ -189,6 +191,15 @@ TEST(CudaLinear, ADecodeRowDependsNeitherOnTheBatchNorOnTheSchedule) {
       simt::SetSeed(row);
       const auto one = run(row, 1);
       for (int i = 0; i < 48; ++i) ASSERT_EQ(one[i], all[row * 48 + i]) << Info(type).name;
+    }
+    EXPECT_EQ(run(0, 33, 16), all) << Info(type).name;
+    EXPECT_EQ(run(0, 33, 8), all) << Info(type).name;
+    // As many rows as take tiles by one, two and four, even and odd.
+    for (const int rows : {2, 7, 8, 9, 15, 17, 25}) {
+      const auto some = run(0, rows);
+      for (int i = 0; i < rows * 48; ++i) {
+        ASSERT_EQ(some[i], all[i]) << Info(type).name << " " << rows << " " << i;
+      }
     }
   }
 }
