@@ -140,12 +140,16 @@ struct QkvArgs {
 // A token's experts. logits [rows, experts] -> ids and weights [rows, used].
 struct RouterArgs {
   const float* logits = nullptr;
-  int experts = 0;
+  int experts = 0;  // at most kMaxRoutedExperts
   int used = 0;
   bool softmax_all = true;  // softmax over all experts, then top-k (else softmax over the chosen)
   bool renormalize = true;  // chosen weights sum to 1
   float scale = 1;
+  bool sigmoid = false;                // weights are sigmoid(logit), in place of the softmax
+  const float* choice_bias = nullptr;  // [experts] or null; sigmoid: experts are chosen by
+                                       // sigmoid(logit) + this
 };
+inline constexpr int kMaxRoutedExperts = 1024;
 
 struct ExpertWeights {
   absl::Span<const PackedMatrix> gate, up, down;  // one per expert

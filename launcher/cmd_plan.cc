@@ -192,12 +192,17 @@ void ForecastRank(const WholePlan& whole, const MachineSpeed& speed, double idle
   r.forecast = predict(r.placement, device);
   r.decode_one_more_s =
       predict(r.with_one_more, device != nullptr ? &r.device_with_one_more : nullptr).decode_s;
-  work.kv_bytes = kv_token * whole.options.context;
+  const auto seen = [&](int context) {  // by a row, mean over the rank's layers
+    return whole.config.seen_of(static_cast<int>(r.plan.layers.begin),
+                                static_cast<int>(r.plan.layers.end), context);
+  };
+  work.kv_bytes = kv_token * seen(whole.options.context);
   r.decode_full_s = predict(r.placement, device).decode_s;
   const int on_disk = whole.options.context - whole.options.kv_tokens;
   if (r.decode_full_s > 0 && on_disk > 0 && StreamsKv(whole.options, whole.page_records) &&
       speed.read_bytes_per_s > 0) {
-    r.decode_full_s += kv_token * on_disk / speed.read_bytes_per_s;
+    const double read = seen(whole.options.context) - seen(whole.options.kv_tokens);
+    r.decode_full_s += kv_token * read / speed.read_bytes_per_s;
   }
 }
 

@@ -214,22 +214,38 @@ absl::Status Model::AttendStreamed(const Streamed& s, int layer, const Attention
 }
 
 absl::Status Model::FeedForward(int layer) {
-  return config_.experts > 0 ? MixtureOfExperts(layer) : Mlp(layer);
+  return config_.has_experts(layer) ? MixtureOfExperts(layer) : Mlp(layer);
+}
+
+// activation(gate(input), up(input)): what down multiplies.
+LinearInput Model::GateAndUp(const LinearInput& input, const PackedMatrix& gate,
+                             const PackedMatrix& up) {
+  const int64_t ffn = gate.shape.rows;
+  float* up_out = gate_ + int64_t{limits_.rows} * ffn;
+  backend_.Linear(input, config_.dim, rows_,
+                  {{&gate, nullptr, gate_, ffn, false}, {&up, nullptr, up_out, ffn, false}});
+  return LinearInput::Gated(config_.activation, gate_, up_out, ffn);
 }
 
 // x += down(activation(gate(n), up(n))), n = norm(x)
 absl::Status Model::Mlp(int layer) {
   SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kFfn, layer));
-  const PackedMatrix gate = w.matrix(Role::kGate), up = w.matrix(Role::kUp);
-  const int64_t ffn = gate.shape.rows;
-  float* up_out = gate_ + int64_t{limits_.rows} * ffn;
-  SHOAL_RETURN_IF_ERROR(ColumnLinear(
-      backend_, LinearInput::RmsNorm(x_, config_.dim, w.vector(Role::kFfnNorm), config_.norm_eps),
-      config_.dim, rows_,
-      {{&gate, nullptr, gate_, ffn, false}, {&up, nullptr, up_out, ffn, false}}));
-  return RowLinear(backend_, mesh_.tp(), wire_,
-                   LinearInput::Gated(config_.activation, gate_, up_out, ffn),
-                   static_cast<int>(ffn), rows_, w.matrix(Role::kDown), nullptr, partial_, x_);
+  const PackedMatrix gate = w.matrix(Role::kGate);
+  const LinearInput hidden =
+      GateAndUp(LinearInput::RmsNorm(x_, config_.dim, w.vector(Role::kFfnNorm), config_.norm_eps),
+                gate, w.matrix(Role::kUp));
+  return RowLinear(backend_, mesh_.tp(), wire_, hidden, static_cast<int>(gate.shape.rows), rows_,
+                   w.matrix(Role::kDown), nullptr, partial_, x_);
+}
+
+// partial += the FFN that every token takes beside its experts
+absl::Status Model::AddSharedExpert(int layer, const LinearInput& input) {
+  SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kFfn, layer));
+  const PackedMatrix gate = w.matrix(Role::kSharedGate), down = w.matrix(Role::kSharedDown);
+  const LinearInput hidden = GateAndUp(input, gate, w.matrix(Role::kSharedUp));
+  backend_.Linear(hidden, static_cast<int>(gate.shape.rows), rows_,
+                  {{&down, nullptr, partial_, config_.dim, true}});
+  return absl::OkStatus();
 }
 
 // x += sum over a token's experts of weight * mlp_e(norm(x)). Every rank holds a slice of every
@@ -246,6 +262,9 @@ absl::Status Model::MixtureOfExperts(int layer) {
   route.experts = config_.experts;
   route.used = config_.experts_used;
   route.renormalize = config_.renormalize_experts;
+  route.sigmoid = config_.sigmoid_router;
+  route.choice_bias = w.vector(Role::kChoiceBias);
+  route.scale = config_.expert_scale;
   backend_.Route(route, rows_.total(), expert_ids_, expert_weights_);
 
   std::vector<bool> used(config_.experts, false);
@@ -253,10 +272,9 @@ absl::Status Model::MixtureOfExperts(int layer) {
   const auto* ids = static_cast<const int32_t*>(
       backend_.OnHost(expert_ids_, choices * static_cast<int64_t>(sizeof(int32_t))));
   for (int i = 0; i < choices; ++i) used[ids[i]] = true;
-  const std::vector<int>& layer_units = units_of_layer_[layer - plan_.layers.begin];
   std::vector<int> chosen;
   for (int e = 0; e < config_.experts; ++e) {
-    if (used[e]) chosen.push_back(layer_units[2 + e]);
+    if (used[e]) chosen.push_back(IndexOf(WeightUnit::Kind::kExpert, layer, e));
   }
   weights_.Prefetch(chosen);
   std::vector<Unit> held;  // until the product is done
@@ -273,6 +291,7 @@ absl::Status Model::MixtureOfExperts(int layer) {
   }
   backend_.Experts(input, config_.dim, rows_, expert_ids_, expert_weights_, config_.experts_used,
                    tables.view(config_.activation), partial_, config_.dim);
+  if (config_.shared_ffn > 0) SHOAL_RETURN_IF_ERROR(AddSharedExpert(layer, input));
   return ReduceInto(backend_, mesh_.tp(), wire_, partial_, x_, rows_.total(), config_.dim);
 }
 
@@ -333,7 +352,11 @@ int Model::IndexOf(WeightUnit::Kind kind, int layer, int expert) const {
   if (kind == WeightUnit::Kind::kEmbedding) return embedding_unit_;
   if (kind == WeightUnit::Kind::kHead) return head_unit_;
   const std::vector<int>& units = units_of_layer_[layer - plan_.layers.begin];
-  return kind == WeightUnit::Kind::kAttention ? units[0] : units[expert < 0 ? 1 : 2 + expert];
+  if (kind == WeightUnit::Kind::kAttention) return units[0];
+  const int shared = config_.shared_ffn > 0 && config_.has_experts(layer) ? 1 : 0;
+  return units[kind == WeightUnit::Kind::kExpert ? 2 + shared + expert
+               : kind == WeightUnit::Kind::kFfn  ? 1 + shared
+                                                 : 1];
 }
 
 absl::StatusOr<Model::Unit> Model::Get(WeightUnit::Kind kind, int layer, int expert) {
@@ -447,10 +470,12 @@ Backend::Limits Model::BackendLimits(const ModelConfig& config, const RankPlan& 
                                      const ModelLimits& limits) {
   const int q_width = static_cast<int>(plan.q_heads.size()) * config.head_dim;
   const int ffn = static_cast<int>(plan.ffn.size());
+  const int widest =
+      static_cast<int>(std::max({plan.ffn.size(), plan.dense_ffn.size(), plan.shared_ffn.size()}));
   Backend::Limits b;
   b.rows = limits.rows;
-  b.cols = std::max({config.dim, q_width, ffn});
-  b.out_rows = std::max({config.dim, q_width, ffn, static_cast<int>(plan.vocab.size())});
+  b.cols = std::max({config.dim, q_width, widest});
+  b.out_rows = std::max({config.dim, q_width, widest, static_cast<int>(plan.vocab.size())});
   b.heads = static_cast<int>(plan.q_heads.size());
   b.head_dim = config.head_dim;
   b.context = limits.context;
@@ -472,7 +497,8 @@ struct Sizes {
 Sizes ActivationSizes(const ModelConfig& c, const RankPlan& plan, const ModelLimits& limits) {
   const int64_t rows = limits.rows, q = plan.q_heads.size() * c.head_dim,
                 kv = plan.kv_heads.size() * c.head_dim;
-  const int64_t ffn = c.experts > 0 ? 0 : plan.ffn.size();
+  const int64_t ffn =
+      c.experts > 0 ? std::max(plan.dense_ffn.size(), plan.shared_ffn.size()) : plan.ffn.size();
   const auto aligned = [](int64_t floats) { return (floats + 15) / 16 * 16; };
   return {aligned(rows * c.dim),   aligned(rows * (q + 2 * kv)), aligned(rows * q),
           aligned(2 * rows * ffn), aligned(rows * c.experts),    aligned(rows * c.experts_used)};

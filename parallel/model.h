@@ -91,7 +91,9 @@ class Model {
   absl::Status AttendStreamed(const Streamed& s, int layer, const AttentionShape& heads,
                               const float* q, int64_t q_stride, float* out, int64_t out_stride);
   absl::Status FeedForward(int layer);
+  LinearInput GateAndUp(const LinearInput& input, const PackedMatrix& gate, const PackedMatrix& up);
   absl::Status Mlp(int layer);
+  absl::Status AddSharedExpert(int layer, const LinearInput& input);
   absl::Status MixtureOfExperts(int layer);
   absl::Status PrepareRuns(const Batch& batch);
   void KeepLogitRows(const Batch& batch);
@@ -109,7 +111,7 @@ class Model {
   KvPager* const pager_;  // null: all KV blocks are in memory
   RopeTables rope_;
   AttentionShape heads_;                          // without what differs from layer to layer
-  std::vector<std::vector<int>> units_of_layer_;  // attention, then ffn or router and experts
+  std::vector<std::vector<int>> units_of_layer_;  // attention, then as WeightLayout has them
   int embedding_unit_ = -1;
   int head_unit_ = -1;
 

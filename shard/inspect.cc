@@ -100,6 +100,8 @@ std::string ModelText(const ModelConfig& m) {
       m.architecture, ", ", m.layers, " layers, dim ", m.dim, ", ", m.heads, " heads of ",
       m.head_dim, ", ", m.kv_heads, " KV heads, FFN ", m.ffn,
       m.experts > 0 ? absl::StrCat(" x ", m.experts, " experts, ", m.experts_used, " used") : "",
+      m.shared_ffn > 0 ? absl::StrCat(" beside one of ", m.shared_ffn, " for all") : "",
+      m.dense_layers > 0 ? absl::StrCat(", ", m.dense_ffn, " in the first ", m.dense_layers) : "",
       ", vocabulary ", m.vocab, ", context ", m.context);
   if (m.window > 0) absl::StrAppend(&text, ", sliding window ", m.window);
   if (m.window_period > 0) {
@@ -128,6 +130,9 @@ Json ModelJson(const ModelConfig& m) {
           {"context", m.context},
           {"experts", m.experts},
           {"experts_used", m.experts_used},
+          {"shared_ffn", m.shared_ffn},
+          {"dense_layers", m.dense_layers},
+          {"dense_ffn", m.dense_ffn},
           {"rope_base", m.rope_base},
           {"rotary_dim", m.rotary_dim},
           {"rope_scaling", RopeScalingName(m.rope_scaling.kind)},

@@ -15,9 +15,9 @@
 namespace shoal {
 namespace {
 
-// Of the key expert_gating_func. The chosen experts' weights are made to sum to 1 anyway, so both
-// are the same.
-constexpr int kSoftmax = 1, kSoftmaxOfChosen = 3;
+// Of the key expert_gating_func. Where the chosen experts' weights are made to sum to 1, the two
+// kinds of softmax are the same.
+constexpr int kSoftmax = 1, kSigmoid = 2, kSoftmaxOfChosen = 3;
 
 struct Architecture {
   const char* name;
@@ -28,6 +28,7 @@ struct Architecture {
   bool yarn_whole_bounds = true;
   Activation activation = Activation::kSwiGlu;
   int gating = kSoftmax;
+  bool has_shared_expert = false;  // and dense layers, a scale of weights, layers for drafts
 };
 constexpr Architecture kArchitectures[] = {
     {.name = "llama", .may_be_moe = true},
@@ -42,6 +43,12 @@ constexpr Architecture kArchitectures[] = {
      .yarn_whole_bounds = false,
      .activation = Activation::kClampedSwiGlu,
      .gating = kSoftmaxOfChosen},
+    {.name = "glm4moe",
+     .rope_neox = true,
+     .may_be_moe = true,
+     .must_be_moe = true,
+     .gating = kSigmoid,
+     .has_shared_expert = true},
 };
 
 // Far above any published model; they keep products of two sizes small and hostile files cheap.
@@ -68,6 +75,13 @@ class Keys {
   absl::StatusOr<int> IntOr(const char* key, int64_t min, int64_t max, int fallback) const {
     if (!Has(key)) return fallback;
     return Int(key, min, max);
+  }
+  absl::StatusOr<bool> BoolOr(const char* key, bool fallback) const {
+    const MetadataValue* value = c_.FindMetadata(prefix_ + key);
+    if (value == nullptr) return fallback;
+    if (const bool* b = std::get_if<bool>(value)) return *b;
+    return absl::InvalidArgumentError(
+        absl::StrCat(c_.Files()[0], ": metadata key '", prefix_, key, "' is no boolean"));
   }
   absl::StatusOr<float> PositiveOr(const char* key, float fallback) const {
     if (!Has(key)) return fallback;
@@ -201,6 +215,26 @@ absl::Status ReadWindow(const Keys& keys, const Architecture& arch, ModelConfig&
   return absl::OkStatus();
 }
 
+// What glm4moe has besides its experts.
+absl::Status ReadSharedExpert(const Checkpoint& c, const Keys& keys, int shared, ModelConfig& m) {
+  if (int64_t{shared} * m.ffn > kMaxFfn) {
+    return Malformed(c,
+                     absl::StrCat(shared, " shared experts of ", m.ffn, " columns are too many"));
+  }
+  m.shared_ffn = shared * m.ffn;
+  SHOAL_ASSIGN_OR_RETURN(m.renormalize_experts, keys.BoolOr("expert_weights_norm", false));
+  SHOAL_ASSIGN_OR_RETURN(m.expert_scale, keys.PositiveOr("expert_weights_scale", 1));
+  SHOAL_ASSIGN_OR_RETURN(const int groups, keys.IntOr("expert_group_count", 0, INT32_MAX, 0));
+  if (groups > 1) {
+    return absl::UnimplementedError(
+        absl::StrCat(c.Files()[0], ": experts in ", groups, " groups are not known"));
+  }
+  SHOAL_ASSIGN_OR_RETURN(m.dense_layers, keys.IntOr("leading_dense_block_count", 0, m.layers, 0));
+  if (m.dense_layers == 0) return absl::OkStatus();
+  SHOAL_ASSIGN_OR_RETURN(m.dense_ffn, keys.Int("feed_forward_length", 1, kMaxFfn));
+  return absl::OkStatus();
+}
+
 absl::Status ReadExperts(const Checkpoint& c, const Keys& keys, const Architecture& arch,
                          ModelConfig& m) {
   SHOAL_ASSIGN_OR_RETURN(m.experts, keys.IntOr("expert_count", 0, kMaxExperts, 0));
@@ -220,13 +254,26 @@ absl::Status ReadExperts(const Checkpoint& c, const Keys& keys, const Architectu
   SHOAL_ASSIGN_OR_RETURN(const int gating,
                          keys.IntOr("expert_gating_func", 0, INT32_MAX, arch.gating));
   SHOAL_ASSIGN_OR_RETURN(const int shared, keys.IntOr("expert_shared_count", 0, INT32_MAX, 0));
-  const bool other = gating != 0 && gating != kSoftmax && gating != arch.gating;
-  if (other || shared > 0) {
-    return absl::UnimplementedError(
-        absl::StrCat(c.Files()[0], ": ", arch.name,
-                     other ? " with an expert gating other than softmax" : " with shared experts",
-                     " is not known"));
+  const bool softmax = arch.gating != kSigmoid && gating == kSoftmax;
+  const bool other = gating != 0 && gating != arch.gating && !softmax;
+  if (other || (shared > 0 && !arch.has_shared_expert)) {
+    return absl::UnimplementedError(absl::StrCat(
+        c.Files()[0], ": ", arch.name,
+        other ? absl::StrCat(" with the expert gating ", gating) : " with shared experts",
+        " is not known"));
   }
+  m.sigmoid_router = arch.gating == kSigmoid;
+  return arch.has_shared_expert ? ReadSharedExpert(c, keys, shared, m) : absl::OkStatus();
+}
+
+// Layers at the end that draft further tokens.
+absl::Status ReadDraftLayers(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
+  SHOAL_ASSIGN_OR_RETURN(m.unused_layers, keys.IntOr("nextn_predict_layers", 0, kMaxLayers, 0));
+  if (m.unused_layers >= m.layers) {
+    return Malformed(c, absl::StrCat("nextn_predict_layers is ", m.unused_layers,
+                                     ", but block_count is ", m.layers));
+  }
+  m.layers -= m.unused_layers;
   return absl::OkStatus();
 }
 
@@ -308,7 +355,7 @@ class TensorChecker {
   absl::Status CheckNothingElse(const ModelConfig& m) const {
     for (const TensorInfo& t : c_.tensors()) {
       const bool rope_table = absl::EndsWith(t.name, ".attn_rot_embd.weight");  // old, never read
-      if (!known_.contains(t.name) && !rope_table) {
+      if (!known_.contains(t.name) && !rope_table && !OfUnusedLayer(m, t.name)) {
         return absl::UnimplementedError(absl::StrCat(c_.Files()[0], ": tensor '", Printable(t.name),
                                                      "' is no part of the architecture ",
                                                      m.architecture, " as known here"));
@@ -318,6 +365,13 @@ class TensorChecker {
   }
 
  private:
+  static bool OfUnusedLayer(const ModelConfig& m, const std::string& name) {
+    for (int layer = m.layers; layer < m.layers + m.unused_layers; ++layer) {
+      if (absl::StartsWith(name, absl::StrCat("blk.", layer, "."))) return true;
+    }
+    return false;
+  }
+
   const Checkpoint& c_;
   absl::flat_hash_set<std::string> known_;
 };
@@ -338,6 +392,7 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& c) {
   SHOAL_ASSIGN_OR_RETURN(m.layers, keys.Int("block_count", 1, kMaxLayers));
   SHOAL_ASSIGN_OR_RETURN(m.dim, keys.Int("embedding_length", 1, kMaxDim));
   SHOAL_ASSIGN_OR_RETURN(m.context, keys.Int("context_length", 1, kMaxContext));
+  if (arch->has_shared_expert) SHOAL_RETURN_IF_ERROR(ReadDraftLayers(c, keys, m));
   SHOAL_RETURN_IF_ERROR(ReadHeads(c, keys, m));
   SHOAL_RETURN_IF_ERROR(ReadWindow(keys, *arch, m));
   SHOAL_RETURN_IF_ERROR(ReadExperts(c, keys, *arch, m));
@@ -354,7 +409,7 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& c) {
     for (const TensorSpec& spec : LayerTensors(m, layer)) {
       SHOAL_RETURN_IF_ERROR(tensors.Check(spec));
     }
-    if (m.experts > 0) SHOAL_RETURN_IF_ERROR(tensors.CheckExperts(m, layer));
+    if (m.has_experts(layer)) SHOAL_RETURN_IF_ERROR(tensors.CheckExperts(m, layer));
   }
   SHOAL_RETURN_IF_ERROR(tensors.CheckNothingElse(m));
   SHOAL_RETURN_IF_ERROR(ReadRope(c, keys, m));

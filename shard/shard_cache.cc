@@ -31,6 +31,9 @@ absl::StatusOr<std::string> EntryName(const Checkpoint& checkpoint, const ShardP
   for (const RankPlan& r : plan.ranks) {
     for (const Extent& e : {r.layers, r.q_heads, r.kv_heads, r.ffn, r.vocab})
       absl::StrAppend(&text, " ", e.begin, "-", e.end);
+    for (const Extent& e : {r.dense_ffn, r.shared_ffn}) {
+      if (e.size() > 0) absl::StrAppend(&text, " ", e.begin, "-", e.end);
+    }
   }
   const XXH128_hash_t h = XXH3_128bits(text.data(), text.size());
   return absl::StrCat(kShardCachePrefix, absl::Hex(h.high64, absl::kZeroPad16),

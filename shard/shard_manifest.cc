@@ -16,13 +16,14 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kRoleNames[] = {
-    "embedding", "output_norm", "head",        "attn_norm", "q",       "k",
-    "v",         "o",           "q_bias",      "k_bias",    "v_bias",  "o_bias",
-    "q_norm",    "k_norm",      "ffn_norm",    "gate",      "up",      "down",
-    "router",    "sinks",       "router_bias", "gate_bias", "up_bias", "down_bias",
+    "embedding",   "output_norm", "head",        "attn_norm",   "q",       "k",
+    "v",           "o",           "q_bias",      "k_bias",      "v_bias",  "o_bias",
+    "q_norm",      "k_norm",      "ffn_norm",    "gate",        "up",      "down",
+    "router",      "sinks",       "router_bias", "gate_bias",   "up_bias", "down_bias",
+    "choice_bias", "shared_gate", "shared_up",   "shared_down",
 };
 constexpr const char* kKindNames[] = {"embedding", "attention", "ffn", "router", "expert", "head"};
-static_assert(std::size(kRoleNames) == static_cast<size_t>(Role::kDownBias) + 1);
+static_assert(std::size(kRoleNames) == static_cast<size_t>(Role::kSharedDown) + 1);
 static_assert(std::size(kKindNames) == static_cast<size_t>(WeightUnit::Kind::kHead) + 1);
 
 constexpr int64_t kMaxBytes = int64_t{1} << 50;
@@ -35,6 +36,7 @@ class Fields {
  public:
   Fields(const Json& json, absl::Status& status) : json_(json), status_(status) {}
 
+  bool Has(const char* key) const { return Find(key) != nullptr; }
   int64_t Int(const char* key, int64_t min, int64_t max) {
     const Json* v = Find(key);
     if (v == nullptr || !v->is_number_integer()) return Fail(key, "an integer"), 0;
@@ -169,6 +171,8 @@ Json RankToJson(const ShardRank& rank) {
           {"q_heads", ToJson(p.q_heads)},
           {"kv_heads", ToJson(p.kv_heads)},
           {"ffn", ToJson(p.ffn)},
+          {"dense_ffn", ToJson(p.dense_ffn)},
+          {"shared_ffn", ToJson(p.shared_ffn)},
           {"vocab", ToJson(p.vocab)},
           {"bytes", rank.layout.bytes},
           {"units", std::move(units)}};
@@ -186,6 +190,8 @@ ShardRank RankFromJson(const Json& json, absl::Status& status) {
   rank.plan.q_heads = f.Range("q_heads");
   rank.plan.kv_heads = f.Range("kv_heads");
   rank.plan.ffn = f.Range("ffn");
+  if (f.Has("dense_ffn")) rank.plan.dense_ffn = f.Range("dense_ffn");
+  if (f.Has("shared_ffn")) rank.plan.shared_ffn = f.Range("shared_ffn");
   rank.plan.vocab = f.Range("vocab");
   rank.layout.bytes = f.Int("bytes", 0, kMaxBytes);
   for (const Json& item : f.Array("units")) {

@@ -103,7 +103,9 @@ Granules FindGranules(const ModelConfig& config, const Checkpoint& checkpoint) {
       const TensorInfo* t = checkpoint.FindTensor(spec.name);
       if (t == nullptr) continue;
       if (spec.role == Role::kO) o_cut = std::max<int64_t>(o_cut, Info(t->type).cut_elems);
-      if (spec.role == Role::kDown) down_cut = std::max<int64_t>(down_cut, Info(t->type).cut_elems);
+      if (spec.role == Role::kDown || spec.role == Role::kSharedDown) {
+        down_cut = std::max<int64_t>(down_cut, Info(t->type).cut_elems);
+      }
     }
     for (int e = 0; e < config.experts; ++e) {
       const ExpertSource s = FindExpert(checkpoint, config, Role::kDown, layer, e);
@@ -120,13 +122,17 @@ int64_t Units(int64_t total, int64_t granule) { return (total + granule - 1) / g
 
 absl::Status CheckTp(const ModelConfig& config, const Granules& g, const ShardRequest& request) {
   const int64_t heads = Units(config.heads, g.heads);
-  const int64_t ffn = Units(config.ffn, g.ffn);
+  int columns = config.ffn;  // the fewest of an FFN
+  for (const int n : {config.dense_ffn, config.shared_ffn}) {
+    if (n > 0) columns = std::min(columns, n);
+  }
+  const int64_t ffn = Units(columns, g.ffn);
   const int64_t most = std::min({heads, ffn, int64_t{config.vocab}, int64_t{kMaxTp}});
   if (request.tp < 1 || request.tp > most) {
     return absl::InvalidArgumentError(absl::StrCat(
         "tensor parallelism of ", request.tp, " was asked for, this model allows 1 to ", most,
         ": its ", config.heads, " query heads can be cut into ", heads, " runs (multiples of ",
-        g.heads, "), its ", config.ffn, " FFN columns into ", ffn, " (multiples of ", g.ffn,
+        g.heads, "), its ", columns, " FFN columns into ", ffn, " (multiples of ", g.ffn,
         "), its vocabulary into ", config.vocab, " rows",
         request.tp > most ? "; use pipeline stages (--pp) for the other ranks" : ""));
   }
@@ -312,7 +318,12 @@ absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, const Checkpo
               });
   std::vector<int64_t> ffn_granules = {std::max(g.ffn, int64_t{kPanelRows}), g.ffn};
   if (g.ffn > 1) ffn_granules.insert(ffn_granules.begin(), kSuperBlock);
-  const std::vector<Extent> ffn = BestCut(config.ffn, ffn_granules, shares, padded_rows);
+  const auto cut_ffn = [&](int columns) {
+    return columns == 0 ? std::vector<Extent>(request.tp)
+                        : BestCut(columns, ffn_granules, shares, padded_rows);
+  };
+  const std::vector<Extent> ffn = cut_ffn(config.ffn), dense_ffn = cut_ffn(config.dense_ffn),
+                            shared_ffn = cut_ffn(config.shared_ffn);
   const std::vector<Extent> vocab = BestCut(config.vocab, {kPanelRows, 1}, shares, padded_rows);
   const std::vector<Extent> stages =
       !request.stage_layers.empty()
@@ -334,6 +345,8 @@ absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, const Checkpo
       r.q_heads = q_heads[i];
       r.kv_heads = KvHeadsOf(q_heads[i], group);
       r.ffn = ffn[i];
+      r.dense_ffn = dense_ffn[i];
+      r.shared_ffn = shared_ffn[i];
       r.vocab = vocab[i];
       r.first_stage = stage == 0;
       r.last_stage = stage == request.pp - 1;

@@ -31,6 +31,8 @@ struct RankPlan {
   Extent q_heads;
   Extent kv_heads;
   Extent ffn;                // columns of the FFN (of every expert)
+  Extent dense_ffn;          // of the FFN of layers without experts, in a model that has experts
+  Extent shared_ffn;         // of the FFN beside the experts
   Extent vocab;              // rows of embedding and head
   bool first_stage = false;  // holds its rows of the embedding
   bool last_stage = false;   // holds the output norm and its rows of the head

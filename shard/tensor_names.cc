@@ -7,22 +7,21 @@
 namespace shoal {
 namespace {
 
-const char* ExpertPart(Role role) {
+const char* FfnPart(Role role) {
   switch (role) {
     case Role::kGate:
       return "ffn_gate";
     case Role::kUp:
       return "ffn_up";
     default:
-      SHOAL_CHECK(role == Role::kDown, "experts have kGate, kUp and kDown");
+      SHOAL_CHECK(role == Role::kDown, "an FFN has kGate, kUp and kDown");
       return "ffn_down";
   }
 }
 
-// dims of one dense FFN matrix, or of one expert's
-std::vector<int64_t> FfnDims(const ModelConfig& c, Role role) {
-  return role == Role::kDown ? std::vector<int64_t>{c.ffn, c.dim}
-                             : std::vector<int64_t>{c.dim, c.ffn};
+// dims of one matrix of an FFN
+std::vector<int64_t> FfnDims(int64_t dim, int64_t ffn, Role role) {
+  return role == Role::kDown ? std::vector<int64_t>{ffn, dim} : std::vector<int64_t>{dim, ffn};
 }
 
 }  // namespace
@@ -47,8 +46,9 @@ std::vector<TensorSpec> LayerTensors(const ModelConfig& c, int layer) {
       {Role::kO, blk + "attn_output.weight", {q, c.dim}},
   };
   const bool gpt_oss = c.architecture == "gpt-oss";
-  if (gpt_oss || c.architecture == "qwen2" || c.architecture == "llama") {
-    const bool required = c.architecture != "llama";
+  const bool glm = c.architecture == "glm4moe";
+  if (gpt_oss || glm || c.architecture == "qwen2" || c.architecture == "llama") {
+    const bool required = gpt_oss || c.architecture == "qwen2";
     out.push_back({Role::kQBias, blk + "attn_q.bias", {q}, required});
     out.push_back({Role::kKBias, blk + "attn_k.bias", {kv}, required});
     out.push_back({Role::kVBias, blk + "attn_v.bias", {kv}, required});
@@ -57,33 +57,40 @@ std::vector<TensorSpec> LayerTensors(const ModelConfig& c, int layer) {
     out.push_back({Role::kOBias, blk + "attn_output.bias", {c.dim}, /*required=*/gpt_oss});
   }
   if (gpt_oss) out.push_back({Role::kSinks, blk + "attn_sinks.weight", {c.heads}});
-  if (c.architecture == "qwen3" || c.architecture == "qwen3moe") {
-    out.push_back({Role::kQNorm, blk + "attn_q_norm.weight", {c.head_dim}});
-    out.push_back({Role::kKNorm, blk + "attn_k_norm.weight", {c.head_dim}});
+  if (glm || c.architecture == "qwen3" || c.architecture == "qwen3moe") {
+    out.push_back({Role::kQNorm, blk + "attn_q_norm.weight", {c.head_dim}, /*required=*/!glm});
+    out.push_back({Role::kKNorm, blk + "attn_k_norm.weight", {c.head_dim}, /*required=*/!glm});
   }
-  const char* ffn_norm = gpt_oss ? "post_attention_norm.weight" : "ffn_norm.weight";
+  const char* ffn_norm = gpt_oss || glm ? "post_attention_norm.weight" : "ffn_norm.weight";
   out.push_back({Role::kFfnNorm, blk + ffn_norm, {c.dim}});
-  if (c.experts > 0) {
+  if (c.has_experts(layer)) {
     out.push_back({Role::kRouter, blk + "ffn_gate_inp.weight", {c.dim, c.experts}});
     if (gpt_oss) out.push_back({Role::kRouterBias, blk + "ffn_gate_inp.bias", {c.experts}});
+    if (glm) out.push_back({Role::kChoiceBias, blk + "exp_probs_b.bias", {c.experts}});
+    if (c.shared_ffn == 0) return out;
+    const int shared = c.shared_ffn;
+    out.push_back({Role::kSharedGate, blk + "ffn_gate_shexp.weight", {c.dim, shared}});
+    out.push_back({Role::kSharedUp, blk + "ffn_up_shexp.weight", {c.dim, shared}});
+    out.push_back({Role::kSharedDown, blk + "ffn_down_shexp.weight", {shared, c.dim}});
     return out;
   }
-  out.push_back({Role::kGate, blk + "ffn_gate.weight", FfnDims(c, Role::kGate)});
-  out.push_back({Role::kUp, blk + "ffn_up.weight", FfnDims(c, Role::kUp)});
-  out.push_back({Role::kDown, blk + "ffn_down.weight", FfnDims(c, Role::kDown)});
+  for (const Role role : {Role::kGate, Role::kUp, Role::kDown}) {
+    const std::vector<int64_t> dims = FfnDims(c.dim, c.ffn_of(layer), role);
+    out.push_back({role, absl::StrCat(blk, FfnPart(role), ".weight"), dims});
+  }
   return out;
 }
 
 TensorSpec StackedExperts(const ModelConfig& c, Role role, int layer) {
-  TensorSpec spec{role, absl::StrCat("blk.", layer, ".", ExpertPart(role), "_exps.weight"),
-                  FfnDims(c, role)};
+  TensorSpec spec{role, absl::StrCat("blk.", layer, ".", FfnPart(role), "_exps.weight"),
+                  FfnDims(c.dim, c.ffn, role)};
   spec.dims.push_back(c.experts);
   return spec;
 }
 
 TensorSpec SeparateExpert(const ModelConfig& c, Role role, int layer, int expert) {
-  return {role, absl::StrCat("blk.", layer, ".", ExpertPart(role), ".", expert, ".weight"),
-          FfnDims(c, role)};
+  return {role, absl::StrCat("blk.", layer, ".", FfnPart(role), ".", expert, ".weight"),
+          FfnDims(c.dim, c.ffn, role)};
 }
 
 std::vector<TensorSpec> ExpertBiases(const ModelConfig& c, int layer) {

@@ -68,6 +68,11 @@ class LayoutBuilder {
   WeightLayout layout_;
 };
 
+// The columns of a layer's FFN, or of its experts, that a rank holds.
+const Extent& FfnOf(const ModelConfig& c, const RankPlan& r, int layer) {
+  return layer < c.dense_layers ? r.dense_ffn : r.ffn;
+}
+
 // The part of a tensor with this role that a rank holds.
 struct Slice {
   bool held = true;
@@ -75,7 +80,7 @@ struct Slice {
   Extent cols;
 };
 
-Slice SliceOf(const ModelConfig& c, const RankPlan& r, Role role) {
+Slice SliceOf(const ModelConfig& c, const RankPlan& r, Role role, int layer) {
   const auto heads = [&](const Extent& e) {
     return Extent{e.begin * c.head_dim, e.end * c.head_dim};
   };
@@ -106,6 +111,7 @@ Slice SliceOf(const ModelConfig& c, const RankPlan& r, Role role) {
     case Role::kSinks:
       return {true, {}, r.q_heads};
     case Role::kRouterBias:
+    case Role::kChoiceBias:
       return {true, {}, {0, c.experts}};
     case Role::kGateBias:
     case Role::kUpBias:
@@ -115,9 +121,14 @@ Slice SliceOf(const ModelConfig& c, const RankPlan& r, Role role) {
       return {true, {}, {0, c.head_dim}};
     case Role::kGate:
     case Role::kUp:
-      return {true, r.ffn, dim};
+      return {true, FfnOf(c, r, layer), dim};
     case Role::kDown:
-      return {true, dim, r.ffn};
+      return {true, dim, FfnOf(c, r, layer)};
+    case Role::kSharedGate:
+    case Role::kSharedUp:
+      return {true, r.shared_ffn, dim};
+    case Role::kSharedDown:
+      return {true, dim, r.shared_ffn};
     case Role::kRouter:
       return {true, {0, c.experts}, dim};
   }
@@ -152,20 +163,22 @@ class LayoutMaker {
 
  private:
   absl::Status AddLayer(int layer) {
-    const bool moe = config_.experts > 0;
+    layer_ = layer;
+    const bool moe = config_.has_experts(layer);
     builder_.BeginUnit(WeightUnit::Kind::kAttention, layer, -1);
     for (const TensorSpec& spec : LayerTensors(config_, layer)) {
       if (spec.role == Role::kFfnNorm) {
         builder_.BeginUnit(moe ? WeightUnit::Kind::kRouter : WeightUnit::Kind::kFfn, layer, -1);
       }
+      if (spec.role == Role::kSharedGate) builder_.BeginUnit(WeightUnit::Kind::kFfn, layer, -1);
       SHOAL_RETURN_IF_ERROR(Add(spec));
     }
-    for (int e = 0; e < config_.experts; ++e) {
+    for (int e = 0; moe && e < config_.experts; ++e) {
       builder_.BeginUnit(WeightUnit::Kind::kExpert, layer, e);
       for (const Role role : {Role::kGate, Role::kUp, Role::kDown}) {
         const ExpertSource s = FindExpert(checkpoint_, config_, role, layer, e);
         if (s.tensor == nullptr) return Missing(StackedExperts(config_, role, layer).name);
-        const Slice slice = SliceOf(config_, rank_, role);
+        const Slice slice = SliceOf(config_, rank_, role, layer);
         builder_.AddMatrix(role, *s.tensor, s.matrix, slice.rows, slice.cols);
       }
       for (const TensorSpec& spec : ExpertBiases(config_, layer)) {
@@ -177,7 +190,7 @@ class LayoutMaker {
 
   // `row`: of stacked vectors.
   absl::Status Add(const TensorSpec& spec, int row = 0) {
-    const Slice slice = SliceOf(config_, rank_, spec.role);
+    const Slice slice = SliceOf(config_, rank_, spec.role, layer_);
     if (!slice.held) return absl::OkStatus();
     const TensorInfo* t = checkpoint_.FindTensor(spec.name);
     if (t == nullptr) return spec.required ? Missing(spec.name) : absl::OkStatus();
@@ -197,6 +210,7 @@ class LayoutMaker {
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;
   const RankPlan& rank_;
+  int layer_ = -1;
   LayoutBuilder builder_;
 };
 

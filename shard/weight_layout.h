@@ -46,6 +46,10 @@ enum class Role : uint8_t {
   kGateBias,
   kUpBias,
   kDownBias,
+  kChoiceBias,
+  kSharedGate,
+  kSharedUp,
+  kSharedDown,
 };
 
 struct WeightExtent {
@@ -77,11 +81,11 @@ struct WeightLayout {
 };
 
 // The units in order: kEmbedding on the first stage; for each layer kAttention, then kFfn, or
-// kRouter (with the FFN norm) and one kExpert for each expert; kHead (kOutputNorm, kHead) on the
-// last stage. With tied embeddings a rank that holds the embedding rows itself (first and last
-// stage at once) has no kHead extent in that unit: the model reads kEmbedding as its head. Norms
-// and the router are whole on every rank; kOBias and kDownBias only where tp_index is 0, since they
-// must be added once.
+// kRouter (with the FFN norm), kFfn for what all tokens share and one kExpert for each expert;
+// kHead (kOutputNorm, kHead) on the last stage. With tied embeddings a rank that holds the
+// embedding rows itself (first and last stage at once) has no kHead extent in that unit: the model
+// reads kEmbedding as its head. Norms and the router are whole on every rank; kOBias and kDownBias
+// only where tp_index is 0, since they must be added once.
 absl::StatusOr<WeightLayout> MakeWeightLayout(const Checkpoint& checkpoint,
                                               const ModelConfig& config, const RankPlan& rank);
 

@@ -49,7 +49,22 @@ void ChooseExperts(const float* logits, int experts, int used, int32_t* ids) {
   }
 }
 
+float Sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+
+void RouteSigmoid(const RouterArgs& args, const float* logits, int32_t* ids, float* weights) {
+  float scores[kMaxRoutedExperts];
+  for (int e = 0; e < args.experts; ++e) {
+    scores[e] = Sigmoid(logits[e]) + (args.choice_bias != nullptr ? args.choice_bias[e] : 0);
+  }
+  ChooseExperts(scores, args.experts, args.used, ids);
+  float total = 0;
+  for (int i = 0; i < args.used; ++i) total += weights[i] = Sigmoid(logits[ids[i]]);
+  if (!args.renormalize) total = 1;
+  for (int i = 0; i < args.used; ++i) weights[i] = weights[i] / total * args.scale;
+}
+
 void RouteRow(const RouterArgs& args, const float* logits, int32_t* ids, float* weights) {
+  if (args.sigmoid) return RouteSigmoid(args, logits, ids, weights);
   ChooseExperts(logits, args.experts, args.used, ids);
   // Softmax keeps the order, so the best logit is the largest of both sets.
   const float max = logits[ids[0]];
@@ -108,7 +123,8 @@ void AddRows(ThreadPool* pool, float* x, int64_t x_stride, const float* y, int64
 }
 
 void RouteRows(ThreadPool* pool, const RouterArgs& args, int rows, int32_t* ids, float* weights) {
-  SHOAL_CHECK(args.used >= 1 && args.used <= args.experts, "used experts out of range");
+  SHOAL_CHECK(args.used >= 1 && args.used <= args.experts && args.experts <= kMaxRoutedExperts,
+              "experts out of range");
   ForRows(pool, rows, args.experts * int64_t{4}, [&](int begin, int end) {
     for (int64_t r = begin; r < end; ++r) {
       RouteRow(args, args.logits + r * args.experts, ids + r * args.used, weights + r * args.used);

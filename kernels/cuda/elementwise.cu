@@ -47,8 +47,9 @@ void Embed(const PackedMatrix& table, const int32_t* ids, int n, float* out, Str
 
 void Route(const RouterArgs& args, int rows, int32_t* ids, float* weights, Stream stream) {
   if (rows == 0) return;
-  const RouteParams params{args.logits,      args.experts, args.used, args.softmax_all,
-                           args.renormalize, args.scale,   ids,       weights};
+  const RouteParams params{args.logits,      args.experts,    args.used, args.softmax_all,
+                           args.renormalize, args.scale,      ids,       weights,
+                           args.sigmoid,     args.choice_bias};
   Launch(RouteRow, dim3((rows + kElementWarps - 1) / kElementWarps), dim3(kElementThreads), 0,
          stream, params, rows);
 }

@@ -55,6 +55,15 @@ struct RouteParams {
   float scale;
   int32_t* ids;  // [rows, used]
   float* weights;
+  bool sigmoid;
+  const float* choice_bias;  // [experts] or null
+
+  __device__ float Probability(float logit) const { return 1 / (1 + expf(-logit)); }
+  // What experts are chosen by.
+  __device__ float Score(const float* logits, int e) const {
+    if (!sigmoid) return logits[e];
+    return Probability(logits[e]) + (choice_bias != nullptr ? choice_bias[e] : 0);
+  }
 };
 
 struct Ranked {
@@ -67,11 +76,12 @@ struct Ranked {
 };
 
 // The best expert behind `last` in the order of Ranked, for all lanes.
-__device__ inline Ranked NextExpert(const float* logits, int experts, const Ranked& last) {
-  Ranked best = {-INFINITY, experts};
-  for (int e = threadIdx.x % 32; e < experts; e += 32) {
+__device__ inline Ranked NextExpert(const RouteParams& p, const float* logits, const Ranked& last) {
+  Ranked best = {-INFINITY, p.experts};
+  for (int e = threadIdx.x % 32; e < p.experts; e += 32) {
     // A NaN has no rank: it counts as the smallest, so that ids are always experts.
-    const Ranked mine = {logits[e] == logits[e] ? logits[e] : -INFINITY, e};
+    const float score = p.Score(logits, e);
+    const Ranked mine = {score == score ? score : -INFINITY, e};
     if (last.Before(mine) && mine.Before(best)) best = mine;
   }
 #pragma unroll
@@ -95,9 +105,9 @@ static __global__ void __launch_bounds__(kElementThreads) RouteRow(RouteParams p
   Ranked last = {INFINITY, -1};
   float largest = 0, chosen = 0;
   for (int i = 0; i < p.used; ++i) {
-    last = NextExpert(logits, p.experts, last);
+    last = NextExpert(p, logits, last);
     if (i == 0) largest = last.logit;
-    const float weight = expf(last.logit - largest);
+    const float weight = p.sigmoid ? p.Probability(logits[last.id]) : expf(last.logit - largest);
     chosen += weight;
     if (lane == 0) {
       ids[i] = last.id;
@@ -105,7 +115,9 @@ static __global__ void __launch_bounds__(kElementThreads) RouteRow(RouteParams p
     }
   }
   float total = chosen;
-  if (p.softmax_all && !p.renormalize) {
+  if (p.sigmoid && !p.renormalize) {
+    total = 1;
+  } else if (p.softmax_all && !p.renormalize) {
     total = 0;
     for (int e = lane; e < p.experts; e += 32) total += expf(logits[e] - largest);
     total = WarpSum(total);

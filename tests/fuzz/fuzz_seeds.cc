@@ -27,9 +27,12 @@ void WriteSeeds(const std::string& dir) {
   const auto write = [&](const std::string& name, const TinyModel& m) {
     TinyModelGguf(m).WriteTo(dir + "/" + name + ".gguf");
   };
-  for (const char* architecture : {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss"}) {
+  for (const char* architecture : {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss", "glm4moe"}) {
     TinyModel m = Smallest(architecture);
-    if (m.architecture == "qwen3moe" || m.architecture == "gpt-oss") m.experts = 2;
+    if (m.architecture == "qwen3moe" || m.architecture == "gpt-oss" ||
+        m.architecture == "glm4moe") {
+      m.experts = 2;
+    }
     if (m.architecture == "gpt-oss") m.window = 16;
     m.type = DType::kQ4_0;
     write(architecture, m);

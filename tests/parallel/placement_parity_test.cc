@@ -257,6 +257,11 @@ std::vector<TinyModel> Models() {
   m.type = DType::kQ8_0;
   models.push_back(m);
   for (const DType t : {DType::kF32, DType::kMXFP4}) models.push_back(GptOss(t));
+  m.architecture = "glm4moe";
+  for (const DType t : {DType::kF32, DType::kQ8_0}) {
+    m.type = t;
+    models.push_back(m);
+  }
   return models;
 }
 

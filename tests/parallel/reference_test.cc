@@ -25,7 +25,8 @@ struct Facts {
   std::string arch;
   int layers, dim, heads, kv_heads, head_dim, rotary, experts = 0, used = 0, window = 0;
   double base, factor = 1, original = 0;
-  bool neox, yarn = false;
+  bool neox, yarn = false, glm = false;
+  int dense = 0;
 };
 
 class Reference {
@@ -42,6 +43,9 @@ class Reference {
     f_.window = m.window;
     f_.base = 10000;
     f_.neox = m.architecture != "llama";
+    f_.glm = m.architecture == "glm4moe";
+    if (f_.glm) f_.rotary = m.head_dim / 2;
+    f_.dense = f_.glm ? m.dense_layers : 0;
     f_.yarn = m.rope_scaling == "yarn";
     f_.factor = m.rope_scaling_factor;
     f_.original = m.context;
@@ -55,9 +59,12 @@ class Reference {
     for (int layer = 0; layer < f_.layers; ++layer) {
       blk_ = "blk." + std::to_string(layer) + ".";
       Attention(layer, x);
-      const bool renamed = f_.arch == "gpt-oss";
+      const bool renamed = f_.arch == "gpt-oss" || f_.glm, dense = layer < f_.dense;
       const Row norm = Vector(blk_ + (renamed ? "post_attention_norm.weight" : "ffn_norm.weight"));
-      for (Row& row : x) Add(row, f_.experts > 0 ? Moe(Norm(row, norm)) : Mlp(Norm(row, norm)));
+      for (Row& row : x) {
+        const Row n = Norm(row, norm);
+        Add(row, f_.experts > 0 && !dense ? Moe(n) : Mlp(n, ""));
+      }
     }
     const Row norm = Vector("output_norm.weight");
     const Rows head = Has("output.weight") ? Matrix("output.weight") : table;
@@ -190,8 +197,9 @@ class Reference {
     }
     return y;
   }
-  Row Mlp(const Row& n) const {
-    return Linear("ffn_down", Gated(Linear("ffn_gate", n), Linear("ffn_up", n)));
+  Row Mlp(const Row& n, const std::string& suffix) const {
+    return Linear("ffn_down" + suffix,
+                  Gated(Linear("ffn_gate" + suffix, n), Linear("ffn_up" + suffix, n)));
   }
   Row OfExpert(const std::string& part, int expert, const Row& x) const {
     const std::string name = blk_ + "ffn_" + part + "_exps";
@@ -200,17 +208,20 @@ class Reference {
     return y;
   }
   Row Moe(const Row& n) const {
-    const Row logits = Linear("ffn_gate_inp", n);
+    Row weight = Linear("ffn_gate_inp", n);
+    for (double& w : weight) w = f_.glm ? 1 / (1 + std::exp(-w)) : std::exp(w);
+    Row score = weight;
+    if (f_.glm) Add(score, Vector(blk_ + "exp_probs_b.bias"));
     std::vector<int> order(f_.experts);
     for (int e = 0; e < f_.experts; ++e) order[e] = e;
-    std::sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    std::sort(order.begin(), order.end(), [&](int a, int b) { return score[a] > score[b]; });
     double sum = 0;
-    for (int i = 0; i < f_.used; ++i) sum += std::exp(logits[order[i]]);
-    Row out(f_.dim);
+    for (int i = 0; i < f_.used; ++i) sum += weight[order[i]];
+    Row out = Has(blk_ + "ffn_up_shexp.weight") ? Mlp(n, "_shexp") : Row(f_.dim);
     for (int i = 0; i < f_.used; ++i) {
       const int e = order[i];
       Row y = OfExpert("down", e, Gated(OfExpert("gate", e, n), OfExpert("up", e, n)));
-      for (double& value : y) value *= std::exp(logits[e]) / sum;
+      for (double& value : y) value *= weight[e] / sum * (f_.glm ? 1.5 : 1);
       Add(out, y);
     }
     return out;
@@ -235,8 +246,9 @@ TinyModel Small(const std::string& architecture) {
 }
 
 std::vector<TinyModel> Models() {
-  std::vector<TinyModel> models = {Small("llama"), Small("qwen2"), Small("qwen3"),
-                                   Small("qwen3moe"), Small("gpt-oss")};
+  std::vector<TinyModel> models = {Small("llama"),    Small("qwen2"),   Small("qwen3"),
+                                   Small("qwen3moe"), Small("gpt-oss"), Small("glm4moe"),
+                                   Small("glm4moe")};
   models[0].window = 11;
   models[1].rope_scaling = "yarn";
   models[3].experts = 6;
@@ -244,6 +256,10 @@ std::vector<TinyModel> Models() {
   models[4].experts_used = 4;
   models[4].window = 11;
   models[4].rope_scaling = "yarn";
+  models[5].experts = models[6].experts = 6;
+  models[6].shared_experts = 2;
+  models[6].head_norms = true;
+  models[6].dense_layers = 0;
   return models;
 }
 
@@ -292,7 +308,7 @@ TEST_P(ReferenceTest, LogitsAreThoseOfThePaper) {
 INSTANTIATE_TEST_SUITE_P(Models, ReferenceTest, testing::ValuesIn(Models()), [](const auto& info) {
   std::string name = info.param.architecture;
   std::replace(name.begin(), name.end(), '-', '_');
-  return name;
+  return name + std::to_string(info.index);
 });
 
 }  // namespace

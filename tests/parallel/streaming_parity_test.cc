@@ -165,6 +165,19 @@ TEST_F(StreamingParity, SameBitsWithExpertsThatHaveBiases) {
   }
 }
 
+TEST_F(StreamingParity, SameBitsWithDenseLayersAndASharedExpert) {
+  TinyModel m = Streamable(4, false);
+  m.architecture = "glm4moe";
+  m.dense_ffn = 4096;
+  Make(m);
+  for (const auto& [tp, pp] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
+    const auto shards = Shards(tp, pp);
+    const Answer streamed = Do(*shards, tp, pp, 0);
+    EXPECT_GT(streamed.streamed, 1 << 20);
+    ExpectSame(Do(*gguf_, tp, pp, 1), streamed);
+  }
+}
+
 TEST_F(StreamingParity, EachRankStreamsItsOwnPart) {
   Make(Streamable(0, false));
   for (const auto& [tp, pp] : {std::pair{2, 1}, std::pair{1, 2}}) {

@@ -116,7 +116,8 @@ class GgufWriter {
 
 // A small model. The defaults fit every type: all row lengths are multiples of 256.
 struct TinyModel {
-  std::string architecture = "llama";  // llama, qwen2, qwen3, qwen3moe, gpt-oss
+  std::string architecture = "llama";  // llama, qwen2, qwen3, qwen3moe, gpt-oss,
+                                       // glm4moe
   int layers = 2;
   int dim = 256;
   int heads = 8;
@@ -127,6 +128,11 @@ struct TinyModel {
   int context = 256;
   int experts = 0;  // llama with experts is a Mixtral
   int experts_used = 2;
+  int dense_layers = 1;  // glm4moe only, as those up to head_norms
+  int dense_ffn = 256;
+  int shared_experts = 1;
+  int draft_layers = 1;           // behind the others
+  bool head_norms = false;        // of q and k
   bool separate_experts = false;  // one tensor for each expert, as older files have them
   bool tied = false;
   bool rope_factors = false;      // Llama-3's rope_freqs.weight
@@ -167,7 +173,11 @@ class Builder {
     Tokenizer();
     const uint64_t dim = m_.dim;
     Matrix("token_embd.weight", {dim, U(m_.vocab)}, 1.0f);
-    for (int layer = 0; layer < m_.layers; ++layer) Layer("blk." + std::to_string(layer) + ".");
+    const int drafts = glm() ? m_.draft_layers : 0;
+    for (int layer = 0; layer < m_.layers + drafts; ++layer) {
+      layer_ = layer;
+      Layer("blk." + std::to_string(layer) + ".");
+    }
     Vector("output_norm.weight", m_.dim, 1.0f, 0.1f);
     if (!m_.tied) Matrix("output.weight", {dim, U(m_.vocab)}, 2.0f / std::sqrt(float(m_.dim)));
     if (m_.rope_factors) {
@@ -179,21 +189,22 @@ class Builder {
   }
 
  private:
+  bool glm() const { return m_.architecture == "glm4moe"; }
   static uint64_t U(int n) { return static_cast<uint64_t>(n); }
 
   void Metadata() {
     const std::string a = m_.architecture + ".";
     w_.String("general.architecture", m_.architecture);
     w_.String("general.name", "tiny random " + m_.architecture);
-    w_.U32(a + "block_count", m_.layers);
+    w_.U32(a + "block_count", m_.layers + (glm() ? m_.draft_layers : 0));
     w_.U32(a + "context_length", m_.context);
     w_.U32(a + "embedding_length", m_.dim);
-    w_.U32(a + "feed_forward_length", m_.ffn);
+    w_.U32(a + "feed_forward_length", glm() ? m_.dense_ffn : m_.ffn);
     w_.U32(a + "attention.head_count", m_.heads);
     w_.U32(a + "attention.head_count_kv", m_.kv_heads);
     w_.U32(a + "attention.key_length", m_.head_dim);
     w_.U32(a + "attention.value_length", m_.head_dim);
-    w_.U32(a + "rope.dimension_count", m_.head_dim);
+    w_.U32(a + "rope.dimension_count", glm() ? m_.head_dim / 2 : m_.head_dim);
     w_.U32(a + "vocab_size", m_.vocab);
     w_.F32(a + "rope.freq_base", 10000.0f);
     w_.F32(a + "attention.layer_norm_rms_epsilon", 1e-5f);
@@ -202,6 +213,14 @@ class Builder {
       w_.U32(a + "expert_count", m_.experts);
       w_.U32(a + "expert_used_count", m_.experts_used);
       w_.U32(a + "expert_feed_forward_length", m_.ffn);
+    }
+    if (glm()) {
+      w_.U32(a + "expert_shared_count", m_.shared_experts);
+      w_.U32(a + "leading_dense_block_count", m_.dense_layers);
+      w_.U32(a + "nextn_predict_layers", m_.draft_layers);
+      w_.U32(a + "expert_gating_func", 2);
+      w_.Bool(a + "expert_weights_norm", true);
+      w_.F32(a + "expert_weights_scale", 1.5f);
     }
     if (!m_.rope_scaling.empty()) {
       w_.String(a + "rope.scaling.type", m_.rope_scaling);
@@ -258,7 +277,7 @@ class Builder {
     Linear(blk + "attn_k.weight", {dim, kv});
     Linear(blk + "attn_v.weight", {dim, kv});
     Linear(blk + "attn_output.weight", {q, dim});
-    if (m_.architecture == "qwen2" || m_.attention_biases || gpt_oss) {
+    if (m_.architecture == "qwen2" || m_.attention_biases || gpt_oss || glm()) {
       Vector(blk + "attn_q.bias", m_.heads * m_.head_dim, 0.0f, 0.3f);
       Vector(blk + "attn_k.bias", m_.kv_heads * m_.head_dim, 0.0f, 0.3f);
       Vector(blk + "attn_v.bias", m_.kv_heads * m_.head_dim, 0.0f, 0.3f);
@@ -267,17 +286,20 @@ class Builder {
       Vector(blk + "attn_output.bias", m_.dim, 0.0f, 0.3f);
     }
     if (gpt_oss) Vector(blk + "attn_sinks.weight", m_.heads, 1.0f, 1.0f);
-    if (qwen3) {
+    if (qwen3 || (glm() && m_.head_norms)) {
       Vector(blk + "attn_q_norm.weight", m_.head_dim, 1.0f, 0.1f);
       Vector(blk + "attn_k_norm.weight", m_.head_dim, 1.0f, 0.1f);
     }
-    Vector(blk + (gpt_oss ? "post_attention_norm.weight" : "ffn_norm.weight"), m_.dim, 1.0f, 0.1f);
+    Vector(blk + (gpt_oss || glm() ? "post_attention_norm.weight" : "ffn_norm.weight"), m_.dim,
+           1.0f, 0.1f);
     Ffn(blk);
   }
 
   void Ffn(const std::string& blk) {
-    const uint64_t dim = m_.dim, ffn = m_.ffn, experts = m_.experts;
-    if (experts == 0) {
+    const uint64_t dim = m_.dim, experts = m_.experts;
+    const bool dense = glm() && layer_ < m_.dense_layers;
+    const uint64_t ffn = dense ? m_.dense_ffn : m_.ffn;
+    if (experts == 0 || dense) {
       Linear(blk + "ffn_gate.weight", {dim, ffn});
       Linear(blk + "ffn_up.weight", {dim, ffn});
       Linear(blk + "ffn_down.weight", {ffn, dim});
@@ -285,6 +307,16 @@ class Builder {
     }
     Matrix(blk + "ffn_gate_inp.weight", {dim, experts}, 1.0f / std::sqrt(float(m_.dim)),
            DType::kF32);
+    if (glm()) {
+      const uint64_t shared = ffn * m_.shared_experts;
+      Vector(blk + "exp_probs_b.bias", m_.experts, 0.0f, 0.3f);
+      if (shared > 0) {
+        Linear(blk + "ffn_gate_shexp.weight", {dim, shared});
+        Linear(blk + "ffn_up_shexp.weight", {dim, shared});
+        Linear(blk + "ffn_down_shexp.weight", {shared, dim});
+      }
+      if (layer_ >= m_.layers) Linear(blk + "nextn.eh_proj.weight", {2 * dim, dim});
+    }
     if (m_.architecture == "gpt-oss") {
       Vector(blk + "ffn_gate_inp.bias", m_.experts, 0.0f, 0.3f);
       Vectors(blk + "ffn_gate_exps.bias", m_.ffn, 0.5f);
@@ -344,6 +376,7 @@ class Builder {
   const TinyModel& m_;
   Random random_;
   GgufWriter w_;
+  int layer_ = 0;
 };
 
 }  // namespace tiny_model_internal

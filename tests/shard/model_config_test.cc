@@ -43,10 +43,11 @@ void ExpectRefused(const GgufWriter& w, absl::StatusCode code, const std::string
 }
 
 TEST(ModelConfig, EveryArchitecture) {
-  for (const char* name : {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss"}) {
+  for (const char* name : {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss", "glm4moe"}) {
     TinyModel m = Small(name);
     const bool gpt_oss = m.architecture == "gpt-oss";
-    if (m.architecture == "qwen3moe" || gpt_oss) m.experts = 4;
+    const bool glm = m.architecture == "glm4moe";
+    if (m.architecture == "qwen3moe" || gpt_oss || glm) m.experts = 4;
     if (gpt_oss) m.window = 16;
     const auto c = ConfigOf(TinyModelGguf(m));
     ASSERT_TRUE(c.ok()) << name << ": " << c.status();
@@ -59,7 +60,7 @@ TEST(ModelConfig, EveryArchitecture) {
     EXPECT_EQ(c->ffn, 96);
     EXPECT_EQ(c->vocab, 48);
     EXPECT_EQ(c->context, 256);
-    EXPECT_EQ(c->rotary_dim, 32);
+    EXPECT_EQ(c->rotary_dim, glm ? 16 : 32);
     EXPECT_EQ(c->rope_neox, m.architecture != "llama");
     EXPECT_EQ(c->experts, m.experts);
     EXPECT_EQ(c->experts_used, m.experts > 0 ? 2 : 0);
@@ -102,6 +103,48 @@ TEST(ModelConfig, WindowTiedAndRopeFactors) {
   EXPECT_FLOAT_EQ(c->rope_factors[8], 4.5f);
 }
 
+TEST(ModelConfig, DenseLayersSharedExpertsAndDrafts) {
+  TinyModel m = Small("glm4moe");
+  m.layers = 3;
+  m.experts = 4;
+  m.shared_experts = 2;
+  m.draft_layers = 2;
+  const GgufWriter good = TinyModelGguf(m);
+  const auto c = ConfigOf(good);
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->layers, 3);
+  EXPECT_EQ(c->unused_layers, 2);
+  EXPECT_EQ(c->dense_layers, 1);
+  EXPECT_EQ(c->dense_ffn, 256);
+  EXPECT_EQ(c->shared_ffn, 192);
+  EXPECT_FALSE(c->has_experts(0));
+  EXPECT_TRUE(c->has_experts(1));
+  EXPECT_EQ(c->ffn_of(0), 256);
+  EXPECT_EQ(c->ffn_of(1), 96);
+  EXPECT_TRUE(c->sigmoid_router);
+  EXPECT_FLOAT_EQ(c->expert_scale, 1.5f);
+  for (const char* name :
+       {"blk.1.exp_probs_b.bias", "blk.2.ffn_up_shexp.weight", "blk.0.ffn_gate.weight"}) {
+    GgufWriter w = good;
+    std::erase_if(w.entries, [&](const GgufWriter::Entry& e) { return e.name == name; });
+    ExpectRefused(w, absl::StatusCode::kInvalidArgument,
+                  "tensor '" + std::string(name) + "' is missing");
+  }
+  m.draft_layers = 0;
+  GgufWriter w = TinyModelGguf(m);
+  w.U32("glm4moe.expert_group_count", 4);
+  ExpectRefused(w, absl::StatusCode::kUnimplemented, "experts in 4 groups are not known");
+  m.architecture = "gpt-oss";
+  m.window = 16;
+  w = TinyModelGguf(m);
+  w.U32("gpt-oss.expert_shared_count", 1);
+  ExpectRefused(w, absl::StatusCode::kUnimplemented, "gpt-oss with shared experts is not known");
+  m.architecture = "qwen3moe";
+  w = TinyModelGguf(m);
+  w.U32("qwen3moe.expert_gating_func", 2);
+  ExpectRefused(w, absl::StatusCode::kUnimplemented, "with the expert gating 2 is not known");
+}
+
 TEST(ModelConfig, WindowsOfSomeLayers) {
   TinyModel m = Small("llama");
   m.window = 17;
@@ -119,6 +162,9 @@ TEST(ModelConfig, WindowsOfSomeLayers) {
   EXPECT_EQ(c->window_of(4), 16);
   EXPECT_EQ(c->window_of(5), 0);
   EXPECT_FALSE(c->rope_scaling.whole_bounds);
+  EXPECT_EQ(c->seen_of(0, 6, 100), (100 + 16) / 2.0);
+  EXPECT_EQ(c->seen_of(1, 2, 100), 100);
+  EXPECT_EQ(c->seen_of(0, 6, 10), 10);
   w.U32("gpt-oss.attention.sliding_window_pattern", 3);
   c = ConfigOf(w);
   ASSERT_TRUE(c.ok()) << c.status();
@@ -159,7 +205,8 @@ TEST(ModelConfig, RopeScaling) {
 
 TEST(ModelConfigBadInput, UnknownArchitectureIsNamedWithWhatIsKnown) {
   ExpectRefused(TinyModelGguf(Small("mamba")), absl::StatusCode::kUnimplemented,
-                "'mamba' is not known; known are: llama, qwen2, qwen3, qwen3moe, gpt-oss");
+                "'mamba' is not known; known are: llama, qwen2, qwen3, qwen3moe, gpt-oss, "
+                "glm4moe");
   TinyModel m = Small("qwen2");
   m.experts = 4;
   ExpectRefused(TinyModelGguf(m), absl::StatusCode::kUnimplemented, "qwen2 with 4 experts");

@@ -299,6 +299,18 @@ TEST_F(SimtParity, GptOss) {
   }
 }
 
+TEST_F(SimtParity, SigmoidRouterAndSharedExpert) {
+  TinyModel m = Model(DType::kF32);
+  m.architecture = "glm4moe";
+  m.experts = 4;
+  m.ffn = 128;
+  Make(m);
+  const Answer cpu = Do({"c"}), gpu = Do({"g"}), split = Do({"gg", 2});
+  EXPECT_EQ(gpu.greedy, cpu.greedy);
+  EXPECT_LT(Nmse(cpu, gpu), kFloat);
+  EXPECT_LT(Nmse(cpu, split), kFloat);
+}
+
 TEST_F(SimtParity, DrawnTokensAreTheCpus) {
   Make(Model(DType::kF32));
   std::vector<SamplingParams> kinds(5);

@@ -89,7 +89,10 @@ TEST_F(CudaRows, RouteChoosesAsTheCpu) {
     const int used = 1 + static_cast<int>(rng() % std::min(experts, 10));
     std::vector<float> logits = Gaussian(int64_t{kRows} * experts, i);
     for (float& x : logits) x = std::round(x * 2) / 2;  // many ties
-    const RouterArgs args{logits.data(), experts, used, i % 2 == 0, i % 3 == 0, 2.5f};
+    RouterArgs args{logits.data(), experts, used, i % 2 == 0, i % 3 == 0, 2.5f};
+    const std::vector<float> bias = Gaussian(experts, 100 + i);
+    args.sigmoid = i % 4 >= 2;
+    if (i % 4 == 3) args.choice_bias = bias.data();
     std::vector<int32_t> ids(kRows * used), expected_ids(kRows * used);
     std::vector<float> weights(kRows * used), expected(kRows * used);
     Route(args, kRows, ids.data(), weights.data(), nullptr);
