@@ -120,6 +120,33 @@ TEST_F(KvDiskParity, AContextMayBeLargerThanMemory) {
   }
 }
 
+// Layers with a window read the pages that it reaches, the others all.
+TEST_F(KvDiskParity, WindowsOfSomeLayersSeeThePagesTheyReach) {
+  TinyModel m;
+  m.architecture = "gpt-oss";
+  m.experts = 4;
+  m.ffn = 96;
+  m.dim = 128;
+  m.window = 1000;
+  m.layers = 4;
+  m.type = DType::kQ8_0;
+  m.context = 2048;
+  Use(m);
+  options_.context = 2000;
+  const std::vector<std::pair<int, int>> work = {{1, 1800}, {2, 200}};
+  for (const auto& [tp, pp] : kSplits) {
+    options_.kv_tokens = 0;
+    options_.kv_disk = {};
+    const Answer roomy = Do(tp, pp, work, 40);
+    options_.kv_tokens = 800;
+    options_.kv_disk = {dir(), false, 256 << 20, nullptr};
+    const Answer tight = Do(tp, pp, work, 40);
+    EXPECT_GE(tight.stats.pages_streamed, 5) << "tp " << tp << " pp " << pp;
+    EXPECT_EQ(tight.failed, 0);
+    EXPECT_TRUE(SameText(roomy, tight)) << "tp " << tp << " pp " << pp;
+  }
+}
+
 TEST_F(KvDiskParity, OthersRunBesideAContextThatIsStreamed) {
   options_.context = 2000;
   const std::vector<std::pair<int, int>> work = {{1, 1800}, {2, 200}, {3, 30}};
