@@ -7,6 +7,7 @@
 #include <fstream>
 #include <random>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "shard/checkpoint.h"
@@ -372,11 +373,11 @@ class SplitGguf : public ::testing::Test {
       w.U16("split.no", i);
       w.U16("split.count", 3);
       w.I32("split.tensors.count", 3);
-      w.Tensor("t" + std::to_string(i), DType::kF32, {1}, GgufWriter::Pod(static_cast<float>(i)));
+      w.Tensor(absl::StrCat("t", i), DType::kF32, {1}, GgufWriter::Pod(static_cast<float>(i)));
       w.WriteTo(Part(i));
     }
   }
-  std::string Part(int i) { return dir_.File("m-0000" + std::to_string(i + 1) + "-of-00003.gguf"); }
+  std::string Part(int i) { return dir_.File(absl::StrCat("m-0000", i + 1, "-of-00003.gguf")); }
 
   TempDir dir_;
   GgufWriter parts_[3];
