@@ -61,6 +61,10 @@ absl::Status OneShot(Group& group, float* data, int64_t count, Wire wire) {
   absl::Status status = group.transport->Wait(&pending, Patience::kWork);
   if (!status.ok()) return status;
   SumInto(wire, contributions, count, data);
+  if (wire != Wire::kF32) {  // as a sum that travels, see TwoPhase
+    Encode(wire, data, count, scratch);
+    Decode(wire, scratch, count, data);
+  }
   return absl::OkStatus();
 }
 

@@ -6,8 +6,9 @@
 // Segments travel in pieces, so that the encoding and summing of one piece overlaps the sending of
 // the next.
 //
-// Both add in rank order, and each rank uses its own array as the others see it, that is encoded
-// and decoded.
+// Both add in rank order; each rank uses its own array as the others see it, that is encoded and
+// decoded, and so is the sum. So an element (in q8 a block of kWireBlock, counted from the array's
+// begin) has the same sum whatever stands beside it.
 #pragma once
 
 #include <cstdint>

@@ -30,8 +30,8 @@ class Communicator {
   virtual int size() const = 0;
   virtual std::string host(int rank) const = 0;
 
-  // In place, every rank ends with the same bits. The sum's order depends on size() and count
-  // alone.
+  // In place, every rank ends with the same bits. Among host arrays an element's sum (in q8 that of
+  // its block of 32) does not depend on the others.
   virtual absl::Status AllReduceSum(float* data, int64_t count, Wire wire) = 0;
   // How long this rank has been in AllReduceSum so far, waiting for the others included.
   virtual double all_reduce_seconds() const = 0;

@@ -12,6 +12,8 @@
 
 #include "absl/time/clock.h"
 #include "comm/group.h"
+#include "comm/wire.h"
+#include "comm/wire_choice.h"
 #include "tests/comm/all_reduce_check.h"
 
 namespace shoal {
@@ -100,6 +102,29 @@ TEST(Communicator, F32SumIsTheSumInRankOrder) {
   }
   EXPECT_EQ(AllReduce(5, kCount, Wire::kF32, AllReduceAlgorithm::kOneShot), expected);
   EXPECT_EQ(AllReduce(5, kCount, Wire::kF32, AllReduceAlgorithm::kTwoPhase), expected);
+}
+
+TEST(Communicator, ASumHasTheSameBitsWhicheverWayItTravelsAndWhateverStandsBesideIt) {
+  for (Wire wire : {Wire::kF32, Wire::kF16, Wire::kQ8}) {
+    const std::vector<float> one = AllReduce(3, 4096, wire, AllReduceAlgorithm::kOneShot);
+    EXPECT_EQ(AllReduce(3, 4096, wire, AllReduceAlgorithm::kTwoPhase), one) << WireName(wire);
+    std::vector<float> longer = AllReduce(3, 70016, wire, AllReduceAlgorithm::kTwoPhase);
+    longer.resize(one.size());
+    EXPECT_EQ(longer, one) << WireName(wire);
+  }
+}
+
+TEST(Communicator, TheWireSuitsTheLinkBetweenHosts) {
+  EXPECT_EQ(WireForLink(0.117), Wire::kQ8);  // 1 Gbit/s
+  EXPECT_EQ(WireForLink(0.29), Wire::kQ8);   // 2.5 Gbit/s
+  EXPECT_EQ(WireForLink(1.1), Wire::kF16);   // 10 Gbit/s
+  EXPECT_EQ(WireForLink(4.5), Wire::kF32);   // 40 Gbit/s
+  RunRanks(4, [](Communicator& comm) {       // threads: one host
+    const absl::StatusOr<WireChoice> choice = ChooseWire(comm, 2);
+    ASSERT_TRUE(choice.ok()) << choice.status();
+    EXPECT_EQ(choice->wire, Wire::kF32);
+    EXPECT_EQ(choice->link_gbps, 0);
+  });
 }
 
 TEST(Communicator, GathersBroadcastsAndPassesMessages) {
