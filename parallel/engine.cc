@@ -76,9 +76,17 @@ absl::Status Engine::Launch(Batch& batch) {
   return s;
 }
 
-// Learns which pages of an earlier run all ranks have.
-absl::Status Engine::ListPages() {
-  pages_listed_ = true;
+// Learns what the ranks have: weights that are streamed, pages of an earlier run.
+absl::Status Engine::LearnOfRanks() {
+  ranks_known_ = true;
+  if (const int stages = rank_->mesh().stages(); stages > 1) {
+    SHOAL_RETURN_IF_ERROR(AskRankStats());
+    SHOAL_ASSIGN_OR_RETURN(const std::vector<RankStats> ranks, TakeRankStats());
+    const bool streams = std::any_of(ranks.begin(), ranks.end(), [](const RankStats& r) {
+      return r.memory.streamed > 0;  // each piece of a prompt would read them again
+    });
+    if (!streams) scheduler_.CutPromptsFor(stages);
+  }
   if (rank_->pager() == nullptr || !options_.kv_disk.keep) return absl::OkStatus();
   Batch list;
   list.kind = Batch::Kind::kListPages;
@@ -154,7 +162,7 @@ absl::Status Engine::AwaitStream() {
 
 absl::StatusOr<std::vector<TokenEvent>> Engine::Step() {
   std::vector<TokenEvent> events;
-  if (!pages_listed_) SHOAL_RETURN_IF_ERROR(ListPages());
+  if (!ranks_known_) SHOAL_RETURN_IF_ERROR(LearnOfRanks());
   while (static_cast<int>(in_flight_.size()) < rank_->mesh().stages()) {
     if (scheduler_.loads_pending() > 0 && rank_->pager()->loads_done()) {
       SHOAL_RETURN_IF_ERROR(AwaitLoads());

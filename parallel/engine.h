@@ -80,7 +80,7 @@ class Engine {
     std::optional<std::vector<ShardRow>> results;  // when they had to be collected early
   };
   absl::Status Launch(Batch& batch);
-  absl::Status ListPages();
+  absl::Status LearnOfRanks();
   absl::Status AwaitLoads();
   void LearnCosts(const Batch& batch, double seconds);
   void LearnDraftCosts(const Scheduler::Step& step, double seconds);
@@ -99,7 +99,7 @@ class Engine {
   int64_t score_step_ = 0;
   bool broken_ = false;
   bool stopped_ = false;
-  bool pages_listed_ = false;
+  bool ranks_known_ = false;
   StepCosts costs_;
 };
 

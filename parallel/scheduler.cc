@@ -21,6 +21,8 @@ constexpr int kMostLosses = 3;  // of pages that a sequence streams, before it e
 constexpr double kPromptShare = 4;
 constexpr int kPrefillTile = 32;  // prefill products cost as much for one row as for these
 constexpr int kLeastPromptRows = 64;
+constexpr int kLeastPieceRows = 128;  // of a prompt cut for a pipeline: less is not worth a pass
+constexpr int kPiecesPerStage = 2;    // while the pipeline fills and drains, stages are idle
 // What is left of all prompts may instead come in one longer step, which takes less time in all
 // than pieces and their decode rows: but so rarely that a stream sees it for one token in so many.
 constexpr double kLongStepS = 0.75;
@@ -131,7 +133,7 @@ std::optional<Scheduler::Step> Scheduler::Next() {
   const int decode_rows = rows;
   const int share = RowsBesideDecode();
   const int beside = stalls_ >= decoding ? std::max(share, RowsToEndPrompts(rows)) : share;
-  const int limit = rows > 0 ? std::min(limits_.rows, rows + beside) : limits_.rows;
+  const int limit = rows > 0 ? std::min(limits_.rows, rows + beside) : RowsOfPrompts();
   std::vector<std::pair<const Sequence*, Sequence*>> twins;  // who has the rows, and who not
   const auto add_chunk = [&](Sequence& s) {
     const bool replay = s.scheduled >= s.prefill_end;
@@ -323,6 +325,23 @@ Scheduler::Stats Scheduler::stats() const {
   return s;
 }
 
+// Tokens of prompts, admitted or not, that no step has taken yet.
+int64_t Scheduler::PromptTokens() const {
+  int64_t tokens = waiting_tokens_;
+  for (const Sequence* s : running_) {
+    if (s->generated() == 0) tokens += s->remaining();
+  }
+  return tokens;
+}
+
+// Prompt rows of a step without decode rows.
+int Scheduler::RowsOfPrompts() const {
+  if (stages_ == 1) return limits_.rows;
+  const int64_t piece = PromptTokens() / (kPiecesPerStage * stages_) / kPrefillTile * kPrefillTile;
+  return static_cast<int>(
+      std::min<int64_t>(limits_.rows, std::max<int64_t>(kLeastPieceRows, piece)));
+}
+
 // Prompt rows of a step that also decodes. Time is shared between the sequences that have their
 // first token before them and those that decode, by their number: many prompts beside a few streams
 // go fast, few beside many go in pieces that the streams hardly notice. A prompt never gets less
@@ -348,10 +367,7 @@ int Scheduler::RowsBesideDecode() const {
 // than a long step.
 int Scheduler::RowsToEndPrompts(int decoding) const {
   if (waiting_count_ > std::ssize(free_slots_)) return 0;
-  int64_t rows = waiting_tokens_;
-  for (const Sequence* s : running_) {
-    if (s->generated() == 0) rows += s->remaining();
-  }
+  const int64_t rows = PromptTokens();
   const double token_s = costs_.many_token_s > 0 ? costs_.many_token_s : costs_.token_s;
   const bool fits = rows <= limits_.rows_beside_decode && decoding + rows <= limits_.rows &&
                     token_s > 0 && static_cast<double>(rows) * token_s <= kLongStepS;

@@ -144,6 +144,9 @@ class Scheduler {
   void StreamFailed(absl::Span<const int> records);
   // What is to be written and will not come with another step: before the engine stops.
   std::vector<Batch::PageOp> TakeWrites();
+  // So many steps are under way at once, each in another stage of the pipeline: prompts are cut
+  // into pieces that keep all of them busy. Without, a step takes as much as it may.
+  void CutPromptsFor(int stages) { stages_ = stages; }
   void SetCosts(const StepCosts& costs) { costs_ = costs; }
 
   // Null once the sequence has been reported as finished.
@@ -152,6 +155,8 @@ class Scheduler {
   Stats stats() const;
 
  private:
+  int64_t PromptTokens() const;
+  int RowsOfPrompts() const;
   int RowsBesideDecode() const;
   int RowsToEndPrompts(int decoding) const;
   Sequence* NextWaiting();
@@ -223,6 +228,7 @@ class Scheduler {
   };
   std::vector<PendingWrite> writes_;  // filled by steps handed out; written with the next
   StepCosts costs_;
+  int stages_ = 1;
   std::unique_ptr<Drafter> drafter_;
   DraftRecord drafts_held_;  // of all sequences: what a new one begins with
   double stalls_;            // long steps that decoding sequences may still see, added up over them

@@ -2,6 +2,7 @@
 // order, blocks and slots come back, clients take turns, bad requests are refused with a reason.
 #include "parallel/scheduler.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,6 +14,8 @@
 
 namespace shoal {
 namespace {
+
+using ::testing::ElementsAre;
 
 SchedulerLimits Limits() {
   SchedulerLimits l;
@@ -196,6 +199,29 @@ TEST(Scheduler, PipelineHasSeveralStepsInFlight) {
 
 // What n > 1 asks for: the prompt is computed once, all its answers are drawn from its last row and
 // share its blocks, the last one partly filled; who writes to that one takes a copy.
+TEST(Scheduler, PromptsAreCutSoThatEveryStageHasAPiece) {
+  SchedulerLimits l = Limits();
+  l.rows = 512;
+  l.context = 4096;
+  l.blocks = 512;
+  const auto first_steps = [&](int stages, int prompt) {
+    Scheduler scheduler(l);
+    scheduler.CutPromptsFor(stages);
+    EXPECT_TRUE(scheduler.Submit(Request(prompt, 1)).ok());
+    std::vector<int> rows;
+    for (int i = 0; i < stages; ++i) {
+      const std::optional<Scheduler::Step> step = scheduler.Next();
+      if (step.has_value()) rows.push_back(step->batch.rows());
+    }
+    return rows;
+  };
+  EXPECT_THAT(first_steps(1, 512), ElementsAre(512));
+  EXPECT_THAT(first_steps(2, 512), ElementsAre(128, 128));
+  EXPECT_THAT(first_steps(2, 1024), ElementsAre(256, 192));
+  EXPECT_THAT(first_steps(2, 4000), ElementsAre(512, 512)) << "what a step may have";
+  EXPECT_THAT(first_steps(2, 100), ElementsAre(100)) << "too short to cut";
+}
+
 TEST(Scheduler, AnswersToOnePromptShareItsBlocks) {
   SchedulerLimits limits = Limits();
   Scheduler s(limits);
