@@ -134,4 +134,16 @@ std::optional<NetInterface> InterfaceTowards(const std::vector<NetInterface>& in
   return std::nullopt;
 }
 
+bool IsThisMachine(const std::vector<NetInterface>& interfaces, const std::string& host) {
+  addrinfo hints{};
+  hints.ai_family = AF_INET;
+  addrinfo* found = nullptr;
+  if (getaddrinfo(host.c_str(), nullptr, &hints, &found) != 0) return false;
+  const std::string address = AddressText(AddressBits(found->ai_addr));
+  freeaddrinfo(found);
+  if (address.rfind("127.", 0) == 0) return true;
+  return std::any_of(interfaces.begin(), interfaces.end(),
+                     [&](const NetInterface& i) { return i.address == address; });
+}
+
 }  // namespace shoal

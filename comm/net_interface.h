@@ -34,4 +34,7 @@ absl::StatusOr<NetInterface> ChooseInterface(const std::vector<NetInterface>& in
 std::optional<NetInterface> InterfaceTowards(const std::vector<NetInterface>& interfaces,
                                              const std::vector<std::string>& hosts);
 
+// Whether a name or address is this machine's. Names that cannot be resolved are not.
+bool IsThisMachine(const std::vector<NetInterface>& interfaces, const std::string& host);
+
 }  // namespace shoal

@@ -97,6 +97,7 @@ absl::StatusOr<std::vector<std::string>> EngineCommand(const ServeFlags& f) {
   add("--net", m.net);
   add("--ram", m.ram);
   if (m.in_process) command.push_back("--in-process");
+  if (m.allow_fewer_hosts) command.push_back("--allow-fewer-hosts");
   add("--parallel", absl::StrCat(f.parallel));
   if (m.kv_tokens > 0) add("--kv-tokens", absl::StrCat(m.kv_tokens));
   if (m.draft_max >= 0) add("--draft-max", absl::StrCat(m.draft_max));

@@ -31,25 +31,32 @@ void AddModelFlags(CLI::App& app, ModelFlags& f) {
                  "threads of each rank (default: its share of the host's cores)")
       ->envname("SHOAL_THREADS");
   app.add_option("--tp,--tensor-parallel-size", f.tp, "ranks that share every layer")
-      ->envname("SHOAL_TP");
+      ->envname("SHOAL_TP")
+      ->take_last();
   app.add_option("--pp,--pipeline-parallel-size", f.pp,
                  "groups of ranks that each hold a run of layers")
-      ->envname("SHOAL_PP");
+      ->envname("SHOAL_PP")
+      ->take_last();
   app.add_option("--split,--tensor-split", f.split,
                  "shares of the tensor-parallel ranks, such as 3,1; auto: by the free memory of "
                  "their GPUs")
-      ->envname("SHOAL_SPLIT");
+      ->envname("SHOAL_SPLIT")
+      ->take_last();
   app.add_option("--pp-layers", f.stage_layers,
                  "layers of each pipeline stage, such as 20,12 (default: balanced, by the free "
                  "memory of the GPUs when all ranks have one)")
-      ->envname("SHOAL_PP_LAYERS");
+      ->envname("SHOAL_PP_LAYERS")
+      ->take_last();
   app.add_option("--n-gpu-layers,--gpu-layers", f.gpu_layers,
                  "-ngl N: the last N layers on the GPU, the others on the CPU, in this process")
       ->check(CLI::Range(0, 1 << 20))
       ->envname("SHOAL_N_GPU_LAYERS");
   app.add_option("--kv-type,--kv-cache-dtype", f.kv_type, "f32, f16 or q8_0")
       ->envname("SHOAL_KV_TYPE");
-  app.add_option("--wire", f.wire, "how partial sums travel between ranks: f32, f16 or q8")
+  app.add_option("--wire", f.wire,
+                 "how partial sums travel between ranks: f32, f16, q8, or auto: f32 on one host, "
+                 "between hosts "
+                 "what the link needs (default: auto)")
       ->envname("SHOAL_WIRE");
   app.add_option("-b,--batch-size", f.rows, "tokens computed in one step")
       ->envname("SHOAL_BATCH_SIZE");
@@ -89,11 +96,16 @@ void AddModelFlags(CLI::App& app, ModelFlags& f) {
   app.add_flag("--in-process", f.in_process, "ranks are threads of this process, without MPI")
       ->envname("SHOAL_IN_PROCESS");
   app.add_option("--hostfile", f.hostfile, "hosts to start ranks on, as mpirun reads it")
-      ->envname("SHOAL_HOSTFILE");
+      ->envname("SHOAL_HOSTFILE")
+      ->take_last();
   app.add_option("--host", f.hosts, "hosts to start ranks on, such as pc1:1,pc2:1")
-      ->envname("SHOAL_HOST");
+      ->envname("SHOAL_HOST")
+      ->take_last();
   app.add_option("--net", f.net, "network interface or subnet that the ranks talk over")
       ->envname("SHOAL_NET");
+  app.add_flag("--allow-fewer-hosts", f.allow_fewer_hosts,
+               "leave out hosts that do not answer: the others take over their part")
+      ->envname("SHOAL_ALLOW_FEWER_HOSTS");
 }
 
 namespace {
@@ -237,8 +249,11 @@ absl::StatusOr<EngineOptions> ToEngineOptions(const ModelFlags& f) {
                      " divides the layers between the CPU and a GPU of this process: leave --tp, "
                      "--pp and --device away, or say --pp-layers and --device cpu,cuda"));
   }
-  absl::StatusOr<Wire> wire =
-      Choose<Wire>("--wire", f.wire, {{"f32", Wire::kF32}, {"f16", Wire::kF16}, {"q8", Wire::kQ8}});
+  absl::StatusOr<Wire> wire = Choose<Wire>("--wire", f.wire,
+                                           {{"auto", Wire::kF32},  // until the ranks can measure
+                                            {"f32", Wire::kF32},
+                                            {"f16", Wire::kF16},
+                                            {"q8", Wire::kQ8}});
   if (!wire.ok()) return wire.status();
   o.wire = *wire;
   absl::StatusOr<KvType> kv =

@@ -23,7 +23,7 @@ struct ModelFlags {
   std::string stage_layers;  // layers of each stage, such as 20,12; empty: balanced
   int gpu_layers = -1;  // this process computes the last so many layers on a GPU; -1: not asked
   std::string kv_type = "f16";
-  std::string wire = "f32";
+  std::string wire = "auto";
   int rows = 512;
   std::string ram;               // bytes for the ranks of a host, such as 4G; empty: what is free
   std::string device = "auto";   // ChooseDevice
@@ -39,6 +39,7 @@ struct ModelFlags {
   std::string hostfile;
   std::string hosts;
   std::string net;
+  bool allow_fewer_hosts = false;  // hosts that do not answer are left out
 };
 
 void AddModelFlags(CLI::App& app, ModelFlags& flags);

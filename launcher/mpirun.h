@@ -31,6 +31,7 @@ struct MpirunHost {
 // The job's hosts and how many ranks mpirun should place on each.
 struct HostPlan {
   std::vector<std::string> hosts;  // empty: this machine only
+  std::vector<int> slots;          // ranks that each host takes
   // 0: mpirun obeys the slots that the user gave. Otherwise the ranks are spread evenly, in order.
   int ranks_per_host = 0;
 };

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "launcher/mpirun.h"
@@ -19,12 +20,25 @@ void Mca(std::vector<std::string>& argv, std::string name, std::string value) {
 
 struct HostList {
   std::vector<std::string> names;
+  std::vector<int> slots;  // 1 where none are given
   bool gives_slots = false;
 
-  void Add(const std::string& name) {
-    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  void Add(const std::string& name, int more) {
+    const auto it = std::find(names.begin(), names.end(), name);
+    if (it != names.end()) {
+      slots[it - names.begin()] += more;
+    } else {
+      names.push_back(name);
+      slots.push_back(more);
+    }
   }
 };
+
+// What mpirun makes of nonsense it says itself.
+int SlotsIn(const std::string& text) {
+  int slots = 0;
+  return absl::SimpleAtoi(text, &slots) && slots > 0 ? slots : 1;
+}
 
 absl::StatusOr<HostList> ReadHosts(const MpirunJob& job) {
   HostList list;
@@ -33,7 +47,8 @@ absl::StatusOr<HostList> ReadHosts(const MpirunJob& job) {
     for (const std::string& host : hosts) {
       const size_t colon = host.find(':');
       list.gives_slots |= colon != std::string::npos;
-      list.Add(host.substr(0, colon));
+      list.Add(host.substr(0, colon),
+               colon != std::string::npos ? SlotsIn(host.substr(colon + 1)) : 1);
     }
     return list;
   }
@@ -47,7 +62,11 @@ absl::StatusOr<HostList> ReadHosts(const MpirunJob& job) {
     const std::vector<std::string> words =
         absl::StrSplit(line, absl::ByAnyChar(" \t\r"), absl::SkipEmpty());
     if (words.empty()) continue;
-    list.Add(words[0]);
+    int slots = 1;
+    for (const std::string& word : words) {
+      if (word.rfind("slots=", 0) == 0) slots = SlotsIn(word.substr(6));
+    }
+    list.Add(words[0], slots);
     list.gives_slots |= line.find("slots") != std::string::npos;
   }
   return list;
@@ -68,7 +87,9 @@ absl::StatusOr<HostPlan> PlanHosts(const MpirunJob& job) {
         absl::StrCat(job.hosts.empty() ? job.hostfile : std::string("--host"),
                      " names no host; write one per line, or a list such as --host a,b"));
   }
-  return HostPlan{list->names, list->gives_slots ? 0 : (job.ranks + hosts - 1) / hosts};
+  if (list->gives_slots) return HostPlan{list->names, list->slots, 0};
+  const int each = (job.ranks + hosts - 1) / hosts;
+  return HostPlan{list->names, std::vector<int>(hosts, each), each};
 }
 
 std::vector<std::string> MpirunArguments(const MpirunJob& job, const MpirunHost& host,

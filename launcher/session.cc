@@ -14,12 +14,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "comm/wire.h"
+#include "comm/wire_choice.h"
 #include "fmt/format.h"
 #include "kernels/cpu/topology.h"
 #include "kernels/status_macros.h"
 #include "launcher/demo_model.h"
 #include "launcher/device.h"
 #include "launcher/exit_code.h"
+#include "launcher/fewer_hosts.h"
+#include "launcher/mpirun.h"
 #include "launcher/progress_bar.h"
 #include "launcher/world.h"
 #include "shard/shard_file.h"
@@ -29,6 +33,8 @@ namespace shoal {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+constexpr absl::Duration kHostsAnswer = absl::Seconds(10);
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -131,6 +137,7 @@ struct Loaded {
   std::string ram;
   std::string device;
   bool split_auto = false;
+  bool wire_auto = false;
   bool sharded = false;  // the model is a folder that `shoal shard` wrote
 };
 
@@ -138,6 +145,7 @@ absl::StatusOr<Loaded> LoadMetadata(const ModelFlags& flags, const SessionOption
   Loaded l;
   l.ram = flags.ram;
   l.split_auto = flags.split == "auto";
+  l.wire_auto = flags.wire == "auto";
   l.sharded = IsDirectory(flags.model);
   l.device = flags.device;
   SHOAL_RETURN_IF_ERROR(CheckDeviceFlag(flags.device));
@@ -310,9 +318,59 @@ absl::Status FitRanks(const Loaded& l, EngineOptions& options, Communicator& wor
   return FitToGpus(l, bytes, options);  // the same on every rank
 }
 
-}  // namespace
+// Sums between hosts travel as the link between them needs. Collective.
+absl::Status FitWire(bool quiet, EngineOptions& options, Communicator& world) {
+  SHOAL_ASSIGN_OR_RETURN(const WireChoice choice, ChooseWire(world, options.shard.tp));
+  options.wire = choice.wire;
+  if (choice.link_gbps > 0 && world.rank() == 0 && !quiet) {
+    fmt::print(stderr,
+               "shoal: sums travel as {} (--wire): the slowest link carries {:.3g} Gbit/s\n",
+               WireName(choice.wire), choice.link_gbps * 8);
+  }
+  return absl::OkStatus();
+}
 
-int RunSession(const ModelFlags& flags, const SessionOptions& session,
+// Leaves out hosts that do not answer; `arguments`, which start the ranks, say so too.
+absl::Status LeaveOutLostHosts(ModelFlags& flags, std::vector<std::string>& arguments) {
+  const MpirunJob mpirun{flags.tp * flags.pp, flags.hostfile, flags.hosts, flags.net, {}};
+  absl::StatusOr<HostPlan> plan = PlanHosts(mpirun);
+  if (!plan.ok()) return WithExitCode(plan.status(), kExitUsage);
+  JobPlacement job{flags.tp, flags.pp, {}};
+  for (size_t i = 0; i < plan->hosts.size(); ++i) {
+    job.hosts.push_back({plan->hosts[i], plan->slots[i]});
+  }
+  const std::vector<bool> answers = AskHosts(job.hosts, kHostsAnswer);
+  if (std::find(answers.begin(), answers.end(), false) == answers.end()) return absl::OkStatus();
+  absl::StatusOr<JobPlacement> fewer = PlaceOnFewer(job, answers);
+  if (!fewer.ok()) return WithExitCode(fewer.status(), kExitUnavailable);
+  std::string hosts;
+  for (const JobHost& h : fewer->hosts) {
+    absl::StrAppend(&hosts, hosts.empty() ? "" : ",", h.name, ":", h.ranks);
+  }
+  for (size_t i = 0; i < answers.size(); ++i) {
+    if (!answers[i]) fmt::print(stderr, "shoal: host {} does not answer\n", job.hosts[i].name);
+  }
+  fmt::print(stderr, "shoal: going on with --tp {} --pp {} on {}\n", fewer->tp, fewer->pp, hosts);
+  if (fewer->tp * fewer->pp == 1) hosts.clear();  // this process
+  const auto say = [&arguments](const char* flag, std::string value) {
+    arguments.insert(arguments.end(), {flag, std::move(value)});
+  };
+  flags.tp = fewer->tp;
+  flags.pp = fewer->pp;
+  flags.hosts = hosts;
+  flags.hostfile.clear();
+  flags.split.clear();  // shares and stages of the whole job
+  flags.stage_layers.clear();
+  say("--tp", absl::StrCat(flags.tp));
+  say("--pp", absl::StrCat(flags.pp));
+  say("--host", hosts);
+  say("--hostfile", "");
+  say("--split", "");
+  say("--pp-layers", "");
+  return absl::OkStatus();
+}
+
+int RunOnHosts(const ModelFlags& flags, const SessionOptions& session,
                const std::function<absl::Status(Session&)>& body,
                const std::function<void(const std::vector<RankReport>&)>& report) {
   if (flags.in_process && MpiWorldSize() > 1) {
@@ -363,11 +421,33 @@ int RunSession(const ModelFlags& flags, const SessionOptions& session,
         TakeDevice(loaded->device, LocalRank(), session.quiet || (*world)->rank() > 0, options),
         **world);
     if (status.ok()) status = FitRanks(*loaded, options, **world);
+    if (status.ok() && loaded->wire_auto) status = FitWire(session.quiet, options, **world);
     if (status.ok()) status = RunRank(*loaded, options, session, **world, body, report);
   }
   // Every rank knows the outcome; one of them says it.
   if ((*world)->rank() == 0) return ReportError(status);
   return ExitCodeOf(status);
+}
+
+}  // namespace
+
+int RunSession(const ModelFlags& flags, const SessionOptions& session,
+               const std::function<absl::Status(Session&)>& body,
+               const std::function<void(const std::vector<RankReport>&)>& report) {
+  const bool several_hosts = !(flags.hosts.empty() && flags.hostfile.empty());
+  if (IsMpiRank() || !several_hosts || !flags.allow_fewer_hosts) {
+    return RunOnHosts(flags, session, body, report);
+  }
+  ModelFlags fewer = flags;
+  std::vector<std::string> arguments(session.argv, session.argv + session.argc);
+  const absl::Status asked = LeaveOutLostHosts(fewer, arguments);
+  if (!asked.ok()) return ReportError(asked);
+  std::vector<char*> argv;
+  for (std::string& a : arguments) argv.push_back(a.data());
+  SessionOptions options = session;
+  options.argc = static_cast<int>(argv.size());
+  options.argv = argv.data();
+  return RunOnHosts(fewer, options, body, report);
 }
 
 std::string FormatReports(const std::vector<RankReport>& reports) {

@@ -152,6 +152,8 @@ void Supervisor::Launch() {
   if (!error) life->acceptor.listen(1, error);
   if (error) return Fail(absl::StrCat("socket ", life->path, ": ", error.message()), std::nullopt);
   std::vector<std::string> command = options_.command;
+  // A host that went away must not keep the others from going on.
+  if (restarts_ > 0) command.push_back("--allow-fewer-hosts");
   command.push_back("--socket");
   command.push_back(life->path);
   absl::StatusOr<ChildProcess> child = StartProcess(command);

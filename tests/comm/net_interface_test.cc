@@ -50,6 +50,15 @@ TEST(NetInterface, HostsThatAreThisMachineNeedNoNetwork) {
   }
 }
 
+TEST(NetInterface, KnowsItselfByAddressAndName) {
+  const std::vector<NetInterface> interfaces = *ListInterfaces();
+  EXPECT_TRUE(IsThisMachine(interfaces, "127.0.0.1"));
+  EXPECT_TRUE(IsThisMachine(interfaces, "localhost"));
+  for (const NetInterface& i : interfaces) EXPECT_TRUE(IsThisMachine(interfaces, i.address));
+  EXPECT_FALSE(IsThisMachine(interfaces, "203.0.113.7")) << "no route to it, perhaps";
+  EXPECT_FALSE(IsThisMachine(interfaces, "no-such-host.invalid"));
+}
+
 TEST(NetInterface, ThisMachineHasALoopback) {
   const auto interfaces = ListInterfaces();
   ASSERT_TRUE(interfaces.ok()) << interfaces.status();

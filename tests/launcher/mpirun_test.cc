@@ -77,6 +77,8 @@ TEST(PlanHosts, SpreadsEvenlyUnlessTheUserGaveSlots) {
   EXPECT_EQ(PlanHosts(Job(5, "a,b"))->ranks_per_host, 3);
   EXPECT_EQ(PlanHosts(Job(4, "a:3,b:1"))->ranks_per_host, 0);
   EXPECT_EQ(PlanHosts(Job(4, "a:3,b:1"))->hosts, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(PlanHosts(Job(4, "a:3,b:1"))->slots, (std::vector<int>{3, 1}));
+  EXPECT_EQ(PlanHosts(Job(5, "a,b"))->slots, (std::vector<int>{3, 3}));
   EXPECT_EQ(PlanHosts(Job(2, " , ")).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
@@ -87,8 +89,9 @@ TEST(PlanHosts, ReadsHostFiles) {
   EXPECT_EQ(PlanHosts(job).status().code(), absl::StatusCode::kNotFound);
   std::ofstream(path) << "# my machines\n\na\nb # slots=7\n";
   EXPECT_EQ(PlanHosts(job)->ranks_per_host, 2);
-  std::ofstream(path) << "a slots=3\nb slots=1\n";
+  std::ofstream(path) << "a slots=3\nb max_slots=4\n";
   EXPECT_EQ(PlanHosts(job)->ranks_per_host, 0);
+  EXPECT_EQ(PlanHosts(job)->slots, (std::vector<int>{3, 1}));
   job.hosts = "a,b";
   EXPECT_THAT(std::string(PlanHosts(job).status().message()), HasSubstr("not both"));
   std::remove(path.c_str());
