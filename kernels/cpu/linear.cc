@@ -206,10 +206,8 @@ LinearEngine::Impl::Layout LinearEngine::Impl::Plan(const Backend::Limits& limit
     at += l.slots * l.hidden_cols * static_cast<int64_t>(sizeof(float));
   }
   l.scratch = at;
-  const int64_t tile_rows = RoundUp(std::min<int64_t>(std::max(rows, l.slots), kBf16Rows), 32);
-  l.thread_bytes = bf16 ? kBf16ScratchBytes + tile_rows * kBf16Panels * kPanelRows *
-                                                  static_cast<int64_t>(sizeof(float))
-                        : 0;
+  const int64_t tile_rows = std::min<int64_t>(std::max(rows, l.slots), kBf16Rows);
+  l.thread_bytes = bf16 ? kBf16ScratchBytes + Bf16SumsBytes(tile_rows) : 0;
   at += threads * l.thread_bytes;
   l.total = at;
   return l;
@@ -344,21 +342,22 @@ void LinearEngine::Impl::MultiplyBf16(const Run& run, const Operand& operand, in
   const PackedShape& shape = job.weight->shape;
   const int panels = static_cast<int>(run.end - run.begin);
   uint8_t* unpacked = scratch(thread);
-  float* c = reinterpret_cast<float*>(unpacked + kBf16ScratchBytes);
+  float* sums = reinterpret_cast<float*>(unpacked + kBf16ScratchBytes);
+  const int64_t col = run.begin * kPanelRows;
   for (int r = 0; r < job.count; r += kBf16Rows) {
     const int m = std::min(kBf16Rows, job.count - r);
     const Bf16Operand a = {operand.bf16 + (job.first + r) * 32, operand.bf16_rows};
-    kernels.bf16(shape, job.weight->panel(run.begin), panels, a, m, unpacked, c);
-    for (int i = 0; i < m; ++i) {
-      const int64_t row = job.out_row != nullptr ? job.out_row[r + i] : job.first + r + i;
-      const float scale = job.row_scale != nullptr ? job.row_scale[r + i] : 1;
-      for (int p = 0; p < panels; ++p) {
-        const int64_t col = (run.begin + p) * kPanelRows;
-        const int n = static_cast<int>(std::min<int64_t>(kPanelRows, shape.rows - col));
-        StoreTile(c + Bf16ResultAt(panels, i, p), job.bias != nullptr ? job.bias + col : nullptr,
-                  scale, job.accumulate, n, job.out + row * job.stride + col);
-      }
-    }
+    const int64_t row = job.out_row != nullptr ? 0 : job.first + r;
+    const Bf16Result result{
+        .out = job.out + row * job.stride + col,
+        .stride = job.stride,
+        .cols = std::min(run.end * kPanelRows, shape.rows) - col,
+        .row = job.out_row != nullptr ? job.out_row + r : nullptr,
+        .scale = job.row_scale != nullptr ? job.row_scale + r : nullptr,
+        .bias = job.bias != nullptr ? job.bias + col : nullptr,
+        .accumulate = job.accumulate,
+    };
+    kernels.bf16(shape, job.weight->panel(run.begin), panels, a, m, unpacked, sums, result);
   }
 }
 

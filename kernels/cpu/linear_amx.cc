@@ -152,48 +152,66 @@ struct Operands {
   int steps;          // column blocks
   bool first;         // start at zero instead of at c
   float* c;           // 4 tiles: rows 0 to 15 of the two panels, then rows 16 to 31
+  float* store;       // where the sums in the tiles, those of the call before, go; null: nowhere
   const uint8_t* ahead;  // what to fetch meanwhile: so many lines per step, a_step apart
   int ahead_lines;
 };
 
-// 32 rows x 2 panels. Weight tiles go past L1 (the stream load), where the activations live.
-void Tiles2x2(const Operands& o) {
-  float* c = o.c;
+// A macro, as the intrinsics want the tile's number as a literal.
+#define SHOAL_NEXT_SUMS(tile)                                           \
+  if (o.store != nullptr) _tile_stored(tile, o.store + 256 * tile, 64); \
+  if (o.first) {                                                        \
+    _tile_zero(tile);                                                   \
+  } else {                                                              \
+    _tile_loadd(tile, o.c + 256 * tile, 64);                            \
+  }
+
+// 32 rows x 2 panels; the sums stay in the tiles. Those of the call before are stored between the
+// first products of this one: all at once the unit would stand still meanwhile. Weight tiles go
+// past L1 (the stream load), where the activations live.
+inline __attribute__((always_inline)) void Tiles2x2(const Operands& o) {
   const uint16_t* a = o.a;
   const uint8_t* b = o.b;
   const uint8_t* ahead = o.ahead;
   Fence();
-  if (o.first) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, c, 64);
-    _tile_loadd(1, c + 256, 64);
-    _tile_loadd(2, c + 512, 64);
-    _tile_loadd(3, c + 768, 64);
-  }
   for (int s = 0; s < o.steps; ++s) {
     _tile_stream_loadd(6, b, 64);
     _tile_loadd(4, a, 64);
+    if (s == 0) {
+      SHOAL_NEXT_SUMS(0)
+    }
     _tile_dpbf16ps(0, 4, 6);
     _tile_stream_loadd(7, b + kBlockSubs * kTileBytes, 64);
+    if (s == 0) {
+      SHOAL_NEXT_SUMS(1)
+    }
     _tile_dpbf16ps(1, 4, 7);
     _tile_loadd(5, a + 16 * 32, 64);
+    if (s == 0) {
+      SHOAL_NEXT_SUMS(2)
+    }
     _tile_dpbf16ps(2, 5, 6);
+    if (s == 0) {
+      SHOAL_NEXT_SUMS(3)
+    }
     _tile_dpbf16ps(3, 5, 7);
     for (int i = 0; i < o.ahead_lines; ++i) {
       _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * i), _MM_HINT_T1);
     }
     // The sums of the next pair of panels, which follow these.
     for (int i = 0; i < 64; i += kBlockSubs) {
-      _mm_prefetch(reinterpret_cast<const char*>(c + 1024 + 16 * (i + s)), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(o.c + 1024 + 16 * (i + s)), _MM_HINT_T0);
     }
     ahead += 2 * o.a_step;
     a += o.a_step;
     b += kTileBytes;
   }
+  Fence();
+}
+#undef SHOAL_NEXT_SUMS
+
+void StoreSums(float* c) {
+  Fence();
   _tile_stored(0, c, 64);
   _tile_stored(1, c + 256, 64);
   _tile_stored(2, c + 512, 64);
@@ -201,63 +219,72 @@ void Tiles2x2(const Operands& o) {
   Fence();
 }
 
-// 32 rows x 1 panel, for the last of an odd number.
-void Tiles2x1(const Operands& o) {
-  float* c = o.c;
-  const uint16_t* a = o.a;
-  const uint8_t* b = o.b;
-  Fence();
-  if (o.first) {
-    _tile_zero(0);
-    _tile_zero(2);
-  } else {
-    _tile_loadd(0, c, 64);
-    _tile_loadd(2, c + 512, 64);
+// Rows [row, row + 32) of two panels from column `col` on, out of 2 x 2 tiles.
+void StoreRows(const float* c, int64_t row, int64_t rows, int64_t col, const Bf16Result& r) {
+  const auto lanes = [&](int64_t begin) {
+    const int64_t n = r.cols - begin;
+    return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1);
+  };
+  const __mmask16 mask[2] = {lanes(col), lanes(col + 16)};
+  F bias[2] = {};
+  if (r.bias != nullptr) {
+    for (int p = 0; p < 2; ++p) bias[p] = _mm512_maskz_loadu_ps(mask[p], r.bias + col + 16 * p);
   }
-  for (int s = 0; s < o.steps; ++s) {
-    _tile_stream_loadd(6, b, 64);
-    _tile_loadd(4, a, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, a + 16 * 32, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    a += o.a_step;
-    b += kTileBytes;
+  const int64_t held = rows - row < 32 ? rows - row : 32;
+  for (int64_t i = 0; i < held; ++i) {
+    float* out = r.out + (r.row != nullptr ? r.row[row + i] : row + i) * r.stride + col;
+    const F scale = _mm512_set1_ps(r.scale != nullptr ? r.scale[row + i] : 1.0f);
+    for (int p = 0; p < 2; ++p) {
+      F v = _mm512_load_ps(c + i / 16 * 512 + 256 * p + i % 16 * 16);
+      if (r.bias != nullptr) v = _mm512_add_ps(v, bias[p]);
+      if (r.scale != nullptr) v = _mm512_mul_ps(v, scale);
+      if (r.accumulate) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask[p], out + 16 * p));
+      _mm512_mask_storeu_ps(out + 16 * p, mask[p], v);
+    }
   }
-  _tile_stored(0, c, 64);
-  _tile_stored(2, c + 512, 64);
-  Fence();
 }
 
 void Bf16Panels(const PackedShape& shape, const uint8_t* panels_data, int panels,
-                const Bf16Operand& a, int m, uint8_t* scratch, float* c) {
+                const Bf16Operand& a, int m, uint8_t* scratch, float* sums,
+                const Bf16Result& result) {
   _tile_loadconfig(&kConfig);
   const int64_t subs = (shape.cols + 31) / 32;
   const int64_t a_step = a.row_stride * 32;
   const int pairs = (panels + 1) / 2;
   const int ahead_lines = (32 + pairs - 1) / pairs;  // 32 rows of a column block are 32 lines
   const UnpackFn unpack = UnpackerOf(shape.type);
+  // A panel of zeros beside the last of an odd number.
+  for (int i = panels; i < 2 * pairs; ++i) {
+    for (int line = 0; line < kBlockSubs * kTileBytes; line += 64) {
+      _mm512_store_si512(scratch + i * kBlockSubs * kTileBytes + line, _mm512_setzero_si512());
+    }
+  }
   for (int64_t begin = 0; begin < subs; begin += kBlockSubs) {
     const int steps = static_cast<int>(subs - begin < kBlockSubs ? subs - begin : kBlockSubs);
+    const bool last = begin + steps == subs;
     for (int p = 0; p < panels; ++p) {
       unpack(shape, panels_data + p * shape.panel_bytes(), begin, steps,
              scratch + p * kBlockSubs * kTileBytes);
     }
+    float* c = sums;
+    float* store = nullptr;  // the sums that are still in the tiles
+    int store_row = 0, store_pair = 0;
     for (int row = 0; row < m; row += 32) {
       const uint16_t* rows = a.data + begin * a_step + row * 32;
-      for (int p = 0; p < panels; p += 2) {
+      for (int pair = 0; pair < pairs; ++pair, c += 1024) {
         // The pairs of panels share the next 32 rows among them.
         const uint8_t* ahead =
-            reinterpret_cast<const uint8_t*>(rows + 32 * 32) + p / 2 * 64 * ahead_lines;
-        float* at = c + (row / 32 * pairs + p / 2) * 1024;
-        const uint8_t* b = scratch + p * kBlockSubs * kTileBytes;
-        const Operands o{rows, a_step, b, steps, begin == 0, at, ahead, ahead_lines};
-        if (p + 1 < panels) {
-          Tiles2x2(o);
-        } else {
-          Tiles2x1(o);
-        }
+            reinterpret_cast<const uint8_t*>(rows + 32 * 32) + pair * 64 * ahead_lines;
+        const uint8_t* b = scratch + 2 * pair * kBlockSubs * kTileBytes;
+        Tiles2x2({rows, a_step, b, steps, begin == 0, c, store, ahead, ahead_lines});
+        if (last && store != nullptr) StoreRows(store, store_row, m, 32 * store_pair, result);
+        store = c;
+        store_row = row;
+        store_pair = pair;
       }
     }
+    StoreSums(store);
+    if (last) StoreRows(store, store_row, m, 32 * store_pair, result);
   }
   _tile_release();
 }

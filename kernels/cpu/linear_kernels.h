@@ -54,14 +54,24 @@ inline constexpr int kBf16BlockCols = 256;  // columns unpacked at a time
 // Bytes of scratch one thread needs: unpacked weights.
 inline constexpr int64_t kBf16ScratchBytes =
     int64_t{kBf16Panels} * kPanelRows * kBf16BlockCols * sizeof(uint16_t);
-// c is overwritten: tiles of 16 rows x 1 panel, floats; reads rows up to a multiple of 32. Row i of
-// panel p starts at c + Bf16ResultAt(panels, i, p).
-inline int64_t Bf16ResultAt(int panels, int row, int panel) {
-  const int64_t block = row / 32 * ((panels + 1) / 2) + panel / 2;  // 2 x 2 tiles
-  return block * 1024 + row % 32 / 16 * 512 + panel % 2 * 256 + row % 16 * 16;
+// Where a product goes: element (i, j) gets bias[j], is multiplied by scale[i], gets what is there
+// already when it accumulates, and becomes out[row[i] * stride + j].
+struct Bf16Result {
+  float* out = nullptr;
+  int64_t stride = 0;
+  int64_t cols = 0;              // j < cols, at most 16 for each panel
+  const int32_t* row = nullptr;  // [m] or null: i
+  const float* scale = nullptr;  // [m] or null: 1
+  const float* bias = nullptr;   // [cols] or null: 0
+  bool accumulate = false;
+};
+// Reads rows up to a multiple of 32. `sums` is scratch of Bf16SumsBytes(m), aligned to 64 bytes.
+inline constexpr int64_t Bf16SumsBytes(int64_t m) {
+  return (m + 31) / 32 * 32 * kBf16Panels * kPanelRows * static_cast<int64_t>(sizeof(float));
 }
 using Bf16Product = void (*)(const PackedShape& shape, const uint8_t* panels_data, int panels,
-                             const Bf16Operand& a, int m, uint8_t* scratch, float* c);
+                             const Bf16Operand& a, int m, uint8_t* scratch, float* sums,
+                             const Bf16Result& result);
 
 struct LinearKernels {
   Int8Product int8[kNumDTypes];  // null for the float types
