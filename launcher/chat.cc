@@ -15,6 +15,8 @@
 #include "launcher/generate.h"
 #include "launcher/interrupt.h"
 #include "launcher/line_reader.h"
+#include "launcher/reasoning.h"
+#include "launcher/thought_printer.h"
 #include "nlohmann/json.hpp"
 
 namespace shoal {
@@ -86,19 +88,32 @@ absl::Status Chat(const ChatOptions& options, Session& session) {
         options.max_tokens < 0 ? std::numeric_limits<int>::max() : options.max_tokens;
     request.sampling = options.sampling;
     request.stop_tokens = session.tokenizer->end_of_generation_ids();
+    const ReasoningFormat format = ReasoningFormatOf(chat.source());
+    ReasoningSplitter splitter(
+        format, EndsInThought(format, session.tokenizer->Decode(request.tokens, true)));
+    ThoughtPrinter thoughts(options.quiet);
     std::string reply;
-    const auto show = [&reply](std::string_view text) {
+    const auto show = [&](const ReasoningSplitter::Text& part) {
+      thoughts.Print(part.reasoning);
+      std::string_view text = part.content;
       // The blank that a SentencePiece vocabulary puts before a first word is not part of a reply.
       while (reply.empty() && !text.empty() && std::isspace(static_cast<unsigned char>(text[0]))) {
         text.remove_prefix(1);
       }
+      if (text.empty()) return;
+      thoughts.End();
       reply.append(text);
       std::fwrite(text.data(), 1, text.size(), stdout);
       std::fflush(stdout);
     };
     SHOAL_ASSIGN_OR_RETURN(const Generation g,
-                           Generate(session.engine, *session.tokenizer, std::move(request), show,
-                                    [&interrupt] { return interrupt.pending(); }));
+                           Generate(
+                               session.engine, *session.tokenizer, std::move(request),
+                               format == ReasoningFormat::kHarmony,
+                               [&](std::string_view text) { show(splitter.Push(text)); },
+                               [&interrupt] { return interrupt.pending(); }));
+    show(splitter.Finish());
+    thoughts.End();
     std::printf("\n");
     std::fflush(stdout);
     if (interrupt.Take()) std::fprintf(stderr, "(stopped)\n");

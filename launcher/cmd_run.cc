@@ -109,7 +109,7 @@ absl::Status Complete(const RunFlags& f, const Work& work, Session& session) {
   };
   Interrupt interrupt;
   SHOAL_ASSIGN_OR_RETURN(const Generation g,
-                         Generate(session.engine, tokenizer, std::move(request), show,
+                         Generate(session.engine, tokenizer, std::move(request), false, show,
                                   [&interrupt] { return interrupt.pending(); }));
   ids.insert(ids.end(), g.tokens.begin(), g.tokens.end());
   if (f.print_ids) std::fputs(absl::StrJoin(ids, " ").c_str(), stdout);

@@ -19,7 +19,7 @@ std::string Count(int64_t n, const char* noun) {
 }  // namespace
 
 absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
-                                    SequenceRequest request,
+                                    SequenceRequest request, bool render_special,
                                     const std::function<void(std::string_view)>& show,
                                     const std::function<bool()>& stop) {
   using Clock = std::chrono::steady_clock;
@@ -48,7 +48,7 @@ absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
         g.cached_tokens = e.cached_tokens;
         if (std::find(ends.begin(), ends.end(), e.token) == ends.end()) {
           g.tokens.push_back(e.token);
-          show(utf8.Push(tokenizer.TokenBytes(e.token, /*render_special=*/false)));
+          show(utf8.Push(tokenizer.TokenBytes(e.token, render_special)));
         }
       }
       g.finish = e.finish;

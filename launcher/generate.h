@@ -23,10 +23,11 @@ struct Generation {
   int64_t accepted = 0;       // of those, right
 };
 
-// Runs the engine until the sequence ends. `show` gets well-formed UTF-8 as it comes, and nothing
-// once after each step; `stop` is asked after each step.
+// Runs the engine until the sequence ends; control tokens are text with `render_special`. `show`
+// gets well-formed UTF-8 as it comes, and nothing once after each step; `stop` is asked after each
+// step.
 absl::StatusOr<Generation> Generate(Engine& engine, const Tokenizer& tokenizer,
-                                    SequenceRequest request,
+                                    SequenceRequest request, bool render_special,
                                     const std::function<void(std::string_view)>& show,
                                     const std::function<bool()>& stop);
 

@@ -135,6 +135,7 @@ void OpenAiJob::Start(const std::string& client) {
   for (size_t i = 0; i < choices_.size() && !ended_; ++i) {
     Choice& choice = choices_[i];
     choice.prompt = static_cast<int>(i) / request_.n;
+    choice.splitter = ReasoningSplitter(request_.reasoning, request_.in_thought);
     GenerateRequest g = request_.generate;
     g.prompt = request_.prompts[choice.prompt];
     g.sampling.seed = seed + i % request_.n;  // a given seed's first choice is that of n = 1
@@ -190,22 +191,37 @@ void OpenAiJob::OnUpdate(size_t index, const GenerateUpdate& update) {
   choice.cached_tokens = update.cached_tokens;
   choice.finish = update.finish;
   if (request_.logprobs) AddLogprobs(choice, update);
-  if (!request_.stream) {
-    choice.text += update.text;
-  } else if (request_.tool_names.empty()) {
-    if (!update.text.empty()) StreamText(index, update.text, nullptr);
-  } else if (request_.forced_call) {
-    choice.text += update.text;
-  } else {
-    choice.text += update.text;
-    const size_t certain = update.done() ? 0 : CertainText(choice.text);
-    if (certain > 0) StreamText(index, choice.text.substr(0, certain), nullptr);
-    choice.text.erase(0, certain);
+  ReasoningSplitter::Text text = choice.splitter.Push(update.text);
+  if (update.done()) {
+    const ReasoningSplitter::Text rest = choice.splitter.Finish();
+    text.reasoning += rest.reasoning;
+    text.content += rest.content;
   }
+  if (!request_.stream) {
+    choice.reasoning += text.reasoning;
+  } else if (!text.reasoning.empty()) {
+    StreamChunk(index, absl::StrCat("{\"reasoning_content\":", Quote(text.reasoning), "}"),
+                nullptr);
+  }
+  TakeContent(index, std::move(text.content), update.done());
   if (!update.done()) return;
   choice.done = true;
   if (request_.stream) StreamEnd(index);
   if (--open_ == 0) Finish();
+}
+
+// Keeps or sends the next part of an answer.
+void OpenAiJob::TakeContent(size_t index, std::string text, bool last) {
+  Choice& choice = choices_[index];
+  if (request_.stream && request_.tool_names.empty()) {
+    if (!text.empty()) StreamText(index, text, nullptr);
+    return;
+  }
+  choice.text += text;
+  if (!request_.stream || request_.forced_call) return;
+  const size_t certain = last ? 0 : CertainText(choice.text);
+  if (certain > 0) StreamText(index, choice.text.substr(0, certain), nullptr);
+  choice.text.erase(0, certain);
 }
 
 void OpenAiJob::StreamEnd(size_t index) {
@@ -305,6 +321,9 @@ std::string OpenAiJob::ChoiceJson(size_t index) const {
     const bool calls = !answer.calls.empty();
     absl::StrAppend(&out, ",\"message\":{\"role\":\"assistant\",\"content\":",
                     calls && answer.content.empty() ? "null" : Quote(answer.content));
+    if (!choice.reasoning.empty()) {
+      absl::StrAppend(&out, ",\"reasoning_content\":", Quote(choice.reasoning));
+    }
     if (calls) {
       absl::StrAppend(&out, ",\"tool_calls\":", CallsJson(answer.calls, id_, index, false));
       finish = "tool_calls";

@@ -35,8 +35,10 @@ class OpenAiJob : public std::enable_shared_from_this<OpenAiJob> {
   struct Choice {
     uint64_t generation = 0;  // 0: not under way
     int prompt = 0;
-    std::string text;      // of a whole answer; of a stream what may yet be a tool call
-    std::string logprobs;  // JSON of the tokens so far, comma separated
+    ReasoningSplitter splitter;
+    std::string text;       // of a whole answer; of a stream what may yet be a tool call
+    std::string reasoning;  // of a whole answer
+    std::string logprobs;   // JSON of the tokens so far, comma separated
     std::string token_texts, token_logprobs, top_logprobs, text_offsets;  // the older format
     size_t offset = 0;
     bool began = false;  // its first chunk is sent
@@ -52,6 +54,7 @@ class OpenAiJob : public std::enable_shared_from_this<OpenAiJob> {
   void Finish();
   void AddLogprobs(Choice& choice, const GenerateUpdate& update);
   std::string TakeLogprobs(Choice& choice) const;
+  void TakeContent(size_t index, std::string text, bool last);
   void StreamText(size_t index, const std::string& text, const char* finish);
   void StreamEnd(size_t index);
   void StreamChunk(size_t index, const std::string& delta, const char* finish);

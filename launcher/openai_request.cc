@@ -431,6 +431,9 @@ absl::StatusOr<OpenAiRequest> ParseChatRequest(std::string_view body, const Mode
   }
   SHOAL_ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer.Encode(*prompt, false, true));
   r.prompts.push_back(std::move(ids));
+  r.reasoning = ReasoningFormatOf(chat_template->source());
+  r.in_thought = EndsInThought(r.reasoning, *prompt);
+  if (r.reasoning == ReasoningFormat::kHarmony) r.generate.render_special = true;  // its marks
   return r;
 }
 

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "launcher/chat_template.h"
 #include "launcher/journal.h"
+#include "launcher/reasoning.h"
 #include "launcher/tokenizer.h"
 
 namespace shoal {
@@ -33,6 +34,8 @@ struct OpenAiRequest {
   GenerateRequest generate;                   // but for its prompt
   bool random_seed = true;                    // generate.sampling.seed was not given
   std::vector<std::string> tool_names;        // functions that the answer may call; empty: none
+  ReasoningFormat reasoning = ReasoningFormat::kNone;
+  bool in_thought = false;   // the prompt ends inside a thought
   bool forced_call = false;  // the answer is a call: {"name": ..., "arguments": ...}
 };
 

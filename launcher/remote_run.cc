@@ -11,6 +11,7 @@
 #include "launcher/interrupt.h"
 #include "launcher/line_reader.h"
 #include "launcher/server_client.h"
+#include "launcher/thought_printer.h"
 #include "nlohmann/json.hpp"
 
 namespace shoal {
@@ -43,10 +44,17 @@ void Show(std::string_view text) {
   std::fflush(stdout);
 }
 
+// A member that is a string; else nothing.
+std::string TextOf(const Json& object, const char* member) {
+  return object.contains(member) && object[member].is_string() ? object[member].get<std::string>()
+                                                               : std::string();
+}
+
 // Prints the text of a stream as it comes and returns it.
 absl::StatusOr<std::string> Print(const ServerClient& client, const RemoteRunOptions& o,
                                   const std::string& path, const Json& request,
                                   const Interrupt& interrupt) {
+  ThoughtPrinter thoughts(o.quiet);
   std::string text;
   int tokens = 0;
   const Clock::time_point began = Clock::now();
@@ -64,16 +72,19 @@ absl::StatusOr<std::string> Print(const ServerClient& client, const RemoteRunOpt
     if (!event.contains("choices") || event["choices"].empty()) return absl::OkStatus();
     const Json& choice = event["choices"][0];
     std::string piece = choice.value("text", "");
-    if (choice.contains("delta") && choice["delta"].contains("content") &&
-        choice["delta"]["content"].is_string()) {
-      piece = choice["delta"]["content"].get<std::string>();
+    if (choice.contains("delta")) {
+      thoughts.Print(TextOf(choice["delta"], "reasoning_content"));
+      piece = TextOf(choice["delta"], "content");
     }
+    if (piece.empty()) return absl::OkStatus();
+    thoughts.End();
     Show(piece);
     text += piece;
     return absl::OkStatus();
   };
   const absl::Status status =
       client.Stream(path, request.dump(), on_event, [&interrupt] { return interrupt.pending(); });
+  thoughts.End();
   Show("\n");
   if (!status.ok() && !absl::IsCancelled(status)) return status;
   const double seconds = std::chrono::duration<double>(Clock::now() - began).count();

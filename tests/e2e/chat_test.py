@@ -142,6 +142,15 @@ class ChatTest(harness.TestCase):
         code, rest = chat.end()
         self.assertEqual(code, 0, rest)
 
+    def test_thoughts_are_marked_as_such(self):
+        """The template opens a thought that this model never ends."""
+        model = harness.generate(self.scratch / 'thinks.gguf', '--chat-template',
+                                 '{% for m in messages %}{{ m.content.split("</think>")[-1] }}{% endfor %}<think>\n')
+        chat = self.chat('-m', str(model), '-n', '8')
+        chat.type('a\n')
+        chat.expect('(thinks) ')
+        chat.expect(PROMPT)
+
     def test_a_resized_window_keeps_what_was_typed(self):
         expected = self.chat().ask('Tell me about fish')
         chat = self.chat()

@@ -241,6 +241,23 @@ class ServeLifeTest(harness.TestCase):
         self.assertTrue(first['choices'])
         self.assertEqual(server.process.wait(20), 0, server.log())
 
+    def test_thoughts_are_apart_from_the_answer(self):
+        """The template opens a thought that this model never ends."""
+        model = harness.generate(self.scratch / 'thinks.gguf', '--chat-template',
+                                 '{% for m in messages %}{{ m.content.split("</think>")[-1] }}{% endfor %}<think>\n')
+        server = serve_harness.Server(model=model)
+        self.addCleanup(server.kill)
+        body = {'messages': CHAT, 'temperature': 0, 'max_tokens': 12}
+        status, whole = server.post('/v1/chat/completions', body)
+        self.assertEqual(status, 200, whole)
+        message = whole['choices'][0]['message']
+        self.assertEqual(message['content'], '')
+        self.assertTrue(message['reasoning_content'])
+        deltas = [e['choices'][0]['delta'] for e in server.stream('/v1/chat/completions', body) if e != '[DONE]']
+        self.assertEqual(''.join(d.get('reasoning_content', '') for d in deltas), message['reasoning_content'])
+        self.assertEqual(''.join(d.get('content', '') for d in deltas), '')
+        self.assertIn('w', server.complete('w1', max_tokens=4), 'a completion is text as it comes')
+
     def test_shards_and_kv_pages_on_disk(self):
         """A folder of `shoal shard` is a model like any other; what a stop leaves on disk the next start finds."""
         shards = self.scratch / 'shards'
