@@ -61,7 +61,7 @@ TEST(NgramDrafter, GoesOnAsBefore) {
   EXPECT_EQ(draft.tokens, (std::vector<int32_t>{4, 5, 6, 7, 8}));
   EXPECT_EQ(draft.evidence, 3);
   EXPECT_TRUE(drafter.Propose(2, {{1, 2, 3, 4}}, 5).tokens.empty());
-  EXPECT_TRUE(drafter.Propose(3, {{1}}, 5).tokens.empty());
+  EXPECT_TRUE(drafter.Propose(3, std::vector<int32_t>{1}, 5).tokens.empty());
   // The same sequence, longer.
   std::vector<int32_t> longer = text;
   longer.insert(longer.end(), {4, 5, 100, 3, 4});
