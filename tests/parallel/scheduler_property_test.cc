@@ -22,10 +22,10 @@ namespace shoal {
 namespace {
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int64_t kDefaultSteps = 20'000;
+constexpr int64_t kDefaultSteps = 200'000;
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-constexpr int64_t kDefaultSteps = 20'000;
+constexpr int64_t kDefaultSteps = 200'000;
 #else
 constexpr int64_t kDefaultSteps = 1'000'000;
 #endif
