@@ -203,7 +203,7 @@ void OpenAiJob::OnUpdate(size_t index, const GenerateUpdate& update) {
     StreamChunk(index, absl::StrCat("{\"reasoning_content\":", Quote(text.reasoning), "}"),
                 nullptr);
   }
-  TakeContent(index, std::move(text.content), update.done());
+  TakeContent(index, text.content, update.done());
   if (!update.done()) return;
   choice.done = true;
   if (request_.stream) StreamEnd(index);
@@ -211,7 +211,7 @@ void OpenAiJob::OnUpdate(size_t index, const GenerateUpdate& update) {
 }
 
 // Keeps or sends the next part of an answer.
-void OpenAiJob::TakeContent(size_t index, std::string text, bool last) {
+void OpenAiJob::TakeContent(size_t index, const std::string& text, bool last) {
   Choice& choice = choices_[index];
   if (request_.stream && request_.tool_names.empty()) {
     if (!text.empty()) StreamText(index, text, nullptr);

@@ -54,7 +54,7 @@ class OpenAiJob : public std::enable_shared_from_this<OpenAiJob> {
   void Finish();
   void AddLogprobs(Choice& choice, const GenerateUpdate& update);
   std::string TakeLogprobs(Choice& choice) const;
-  void TakeContent(size_t index, std::string text, bool last);
+  void TakeContent(size_t index, const std::string& text, bool last);
   void StreamText(size_t index, const std::string& text, const char* finish);
   void StreamEnd(size_t index);
   void StreamChunk(size_t index, const std::string& delta, const char* finish);
