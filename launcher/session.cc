@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "comm/net_interface.h"
 #include "comm/wire.h"
 #include "comm/wire_choice.h"
 #include "fmt/format.h"
@@ -334,7 +335,9 @@ absl::Status FitWire(bool quiet, EngineOptions& options, Communicator& world) {
 absl::Status LeaveOutLostHosts(ModelFlags& flags, std::vector<std::string>& arguments) {
   const MpirunJob mpirun{flags.tp * flags.pp, flags.hostfile, flags.hosts, flags.net, {}};
   absl::StatusOr<HostPlan> plan = PlanHosts(mpirun);
-  if (!plan.ok()) return WithExitCode(plan.status(), kExitUsage);
+  if (!plan.ok()) {
+    return WithExitCode(plan.status(), absl::IsNotFound(plan.status()) ? kExitNoInput : kExitUsage);
+  }
   JobPlacement job{flags.tp, flags.pp, {}};
   for (size_t i = 0; i < plan->hosts.size(); ++i) {
     job.hosts.push_back({plan->hosts[i], plan->slots[i]});
@@ -351,7 +354,15 @@ absl::Status LeaveOutLostHosts(ModelFlags& flags, std::vector<std::string>& argu
     if (!answers[i]) fmt::print(stderr, "shoal: host {} does not answer\n", job.hosts[i].name);
   }
   fmt::print(stderr, "shoal: going on with --tp {} --pp {} on {}\n", fewer->tp, fewer->pp, hosts);
-  if (fewer->tp * fewer->pp == 1) hosts.clear();  // this process
+  if (fewer->tp * fewer->pp == 1) {
+    SHOAL_ASSIGN_OR_RETURN(const std::vector<NetInterface> interfaces, ListInterfaces());
+    if (!IsThisMachine(interfaces, fewer->hosts[0].name)) {
+      return WithExitCode(
+          absl::UnavailableError("one rank is left, and its host is another one: start it there"),
+          kExitUnavailable);
+    }
+    hosts.clear();  // this process
+  }
   const auto say = [&arguments](const char* flag, std::string value) {
     arguments.insert(arguments.end(), {flag, std::move(value)});
   };
