@@ -44,17 +44,18 @@ def unshare():
 
 def make_root(root, archive):
     """A root folder with glibc, a shell and the unpacked archive at /opt/moved/here."""
-    for folder in ['bin', 'dev', 'etc', 'lib64', 'lib/x86_64-linux-gnu', 'opt/moved', 'proc', 'sys', 'tmp']:
+    for folder in ['bin', 'dev', 'etc', 'lib64', 'lib/x86_64-linux-gnu', 'opt/moved', 'proc', 'sys', 'tmp/pc1', 'tmp/pc2']:
         (root / folder).mkdir(parents=True)
     shutil.copy('/lib64/ld-linux-x86-64.so.2', root / 'lib64')
     for name in GLIBC:
         shutil.copy(pathlib.Path('/lib/x86_64-linux-gnu') / name, root / 'lib' / 'x86_64-linux-gnu')
     shutil.copy('/bin/dash', root / 'bin' / 'sh')
     # Stands for ssh, as the program that Open MPI calls with a host's name and a command for the shell there. A new
-    # login has none of the caller's variables.
+    # login has none of the caller's variables. Each host has a temporary folder of its own: two daemons of one mpirun
+    # that share one now and then crash over each other's copy of the machine's topology.
     agent = root / 'bin' / 'remote-shell'
     agent.write_text('#!/bin/sh\nhost=$1\nshift\nunset OPAL_PREFIX PMIX_PREFIX OMPI_MCA_plm\n'
-                     'echo "agent: $host" >&2\neval "$*"\n')
+                     'echo "agent: $host" >&2\nexport TMPDIR=/tmp/$host\neval "$*"\n')
     agent.chmod(0o755)
     with tarfile.open(archive) as tar:
         tar.extractall(root / 'opt' / 'moved')

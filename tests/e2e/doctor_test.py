@@ -7,7 +7,8 @@ import unittest
 import harness
 from harness import CONFIG, DEMO_MODEL, OK, UNREADABLE, USAGE
 
-# Runs the command here, but for hosts that are ill.
+# Runs the command here, but for hosts that are ill. Each host has a temporary folder of its own: two daemons of one
+# mpirun that share one now and then crash over each other's copy of the machine's topology.
 SSH = '''#!/bin/sh
 while [ "${1#-}" != "$1" ]; do shift; [ "${1#*=}" != "$1" ] && shift; done
 host=$1; shift
@@ -19,6 +20,7 @@ case $host in
   old) eval "$*" | sed 's/"version":"[^"]*"/"version":"0.0.9"/'; exit ;;
   other) eval "$*" | sed 's/"fingerprint":"[^"]*"/"fingerprint":"0123456789abcdef"/'; exit ;;
 esac
+TMPDIR=$(dirname "$0")/$host && mkdir -p "$TMPDIR" && export TMPDIR
 eval "$*"
 '''
 

@@ -55,7 +55,7 @@ class FaultTest(harness.TestCase):
         self.assertEqual(process.returncode, harness.UNAVAILABLE, err[-3000:])
         self.assertLess(seconds, DEADLINE_S)
         self.assertRegex(err.decode(errors='replace'), r'rank \d')
-        harness.wait_until(lambda: not any(harness.alive(p) for p in family), 2, 'the processes of the job to end')
+        harness.wait_until(lambda: not any(harness.alive(p) for p in family), 30, 'the processes of the job to end')
 
     def test_killed_worker(self):
         self.strike(1, signal.SIGKILL)
@@ -74,7 +74,7 @@ class FaultTest(harness.TestCase):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=DEADLINE_S)
         self.assertEqual(process.returncode, 130)
-        harness.wait_until(lambda: not any(harness.alive(p) for p in family), 2, 'the processes of the job to end')
+        harness.wait_until(lambda: not any(harness.alive(p) for p in family), 30, 'the processes of the job to end')
 
 
 if __name__ == '__main__':

@@ -10,10 +10,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -150,6 +152,36 @@ TEST(IoUring, ForbiddenBySeccompFallsBackToThreads) {
 }
 
 // A disk that serves at most 8 pieces at once, and loses a little beyond that.
+// For the thread sanitizer: the second thread's ring takes the place of the first one's in memory,
+// and nothing but the queues themselves orders the two.
+TEST(IoUring, RingInThePlaceOfAnotherThreadsRing) {
+  int fd = open("/proc/self/exe", O_RDONLY);
+  ASSERT_GE(fd, 0);
+  Buffer back = *Buffer::Allocate(2 << 20);
+  auto read = [&] {
+    auto queue = MakeUringQueue(kIoDepthMax);
+    if (absl::IsUnavailable(queue.status())) return;  // no rings here
+    ASSERT_TRUE(queue.ok()) << queue.status();
+    (*queue)->Push({false, fd, 0, back.data(), kIoAlignment, 7});
+    std::vector<IoQueue::Result> done;
+    (*queue)->Wait(&done);
+    ASSERT_EQ(done.size(), 1u);
+    EXPECT_EQ(done[0].result, kIoAlignment);
+  };
+  std::atomic<bool> closed = false;
+  std::thread first([&] {
+    read();
+    closed.store(true, std::memory_order_relaxed);
+  });
+  std::thread second([&] {
+    while (!closed.load(std::memory_order_relaxed)) std::this_thread::yield();
+    read();
+  });
+  first.join();
+  second.join();
+  close(fd);
+}
+
 TEST(DepthTuner, SettlesOnTheDepthThatReadsFastest) {
   DepthTuner tuner;
   double now = 0;
