@@ -106,12 +106,12 @@ absl::Status Chat(const ChatOptions& options, Session& session) {
       std::fwrite(text.data(), 1, text.size(), stdout);
       std::fflush(stdout);
     };
-    SHOAL_ASSIGN_OR_RETURN(const Generation g,
-                           Generate(
-                               session.engine, *session.tokenizer, std::move(request),
-                               format == ReasoningFormat::kHarmony,
-                               [&](std::string_view text) { show(splitter.Push(text)); },
-                               [&interrupt] { return interrupt.pending(); }));
+    SHOAL_ASSIGN_OR_RETURN(
+        const Generation g,
+        Generate(
+            session.engine, *session.tokenizer, std::move(request), NeedsMarks(format),
+            [&](std::string_view text) { show(splitter.Push(text)); },
+            [&interrupt] { return interrupt.pending(); }));
     show(splitter.Finish());
     thoughts.End();
     std::printf("\n");

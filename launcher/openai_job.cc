@@ -213,24 +213,27 @@ void OpenAiJob::OnUpdate(size_t index, const GenerateUpdate& update) {
 // Keeps or sends the next part of an answer.
 void OpenAiJob::TakeContent(size_t index, const std::string& text, bool last) {
   Choice& choice = choices_[index];
-  if (request_.stream && request_.tool_names.empty()) {
+  if (request_.stream && request_.functions.empty()) {
     if (!text.empty()) StreamText(index, text, nullptr);
     return;
   }
   choice.text += text;
   if (!request_.stream || request_.forced_call) return;
-  const size_t certain = last ? 0 : CertainText(choice.text);
-  if (certain > 0) StreamText(index, choice.text.substr(0, certain), nullptr);
+  const size_t certain = last ? 0 : CertainText(choice.text, choice.sent_text);
+  if (certain > 0) {
+    StreamText(index, choice.text.substr(0, certain), nullptr);
+    choice.sent_text = true;
+  }
   choice.text.erase(0, certain);
 }
 
 void OpenAiJob::StreamEnd(size_t index) {
   Choice& choice = choices_[index];
-  if (request_.tool_names.empty()) {
+  if (request_.functions.empty()) {
     return request_.chat ? StreamChunk(index, "{}", FinishName(choice.finish))
                          : StreamText(index, "", FinishName(choice.finish));
   }
-  const ParsedAnswer answer = ParseToolCalls(choice.text, request_.tool_names);
+  const ParsedAnswer answer = ParseToolCalls(choice.text, request_.functions, choice.sent_text);
   if (!answer.content.empty()) StreamText(index, answer.content, nullptr);
   if (answer.calls.empty()) return StreamChunk(index, "{}", FinishName(choice.finish));
   StreamChunk(index,
@@ -317,7 +320,7 @@ std::string OpenAiJob::ChoiceJson(size_t index) const {
   const char* finish = FinishName(choice.finish);
   if (request_.chat) {
     ParsedAnswer answer{choice.text, {}};
-    if (!request_.tool_names.empty()) answer = ParseToolCalls(choice.text, request_.tool_names);
+    if (!request_.functions.empty()) answer = ParseToolCalls(choice.text, request_.functions);
     const bool calls = !answer.calls.empty();
     absl::StrAppend(&out, ",\"message\":{\"role\":\"assistant\",\"content\":",
                     calls && answer.content.empty() ? "null" : Quote(answer.content));

@@ -36,9 +36,10 @@ class OpenAiJob : public std::enable_shared_from_this<OpenAiJob> {
     uint64_t generation = 0;  // 0: not under way
     int prompt = 0;
     ReasoningSplitter splitter;
-    std::string text;       // of a whole answer; of a stream what may yet be a tool call
-    std::string reasoning;  // of a whole answer
-    std::string logprobs;   // JSON of the tokens so far, comma separated
+    bool sent_text = false;  // of `text`, in front of what it holds now
+    std::string text;        // of a whole answer; of a stream what may yet be a tool call
+    std::string reasoning;   // of a whole answer
+    std::string logprobs;    // JSON of the tokens so far, comma separated
     std::string token_texts, token_logprobs, top_logprobs, text_offsets;  // the older format
     size_t offset = 0;
     bool began = false;  // its first chunk is sent

@@ -268,6 +268,39 @@ absl::StatusOr<std::string> FunctionName(const Json& tool) {
   return Bad("tools", "each tool must be {\"type\": \"function\", \"function\": {\"name\": ...}}");
 }
 
+Json Member(const Json& j, const char* key) {
+  return j.is_object() && j.contains(key) ? j[key] : Json();
+}
+
+// Whether a value of the schema is a text, or null and else a text.
+bool TakesOnlyText(const Json& schema) {
+  std::vector<Json> types;
+  const auto add = [&types](const Json& type) {
+    if (!type.is_array()) return types.push_back(type);
+    types.insert(types.end(), type.begin(), type.end());
+  };
+  const Json choices = Member(schema, "anyOf");  // as pydantic writes optional parameters
+  if (choices.is_array()) {
+    for (const Json& choice : choices) add(Member(choice, "type"));
+  } else {
+    add(Member(schema, "type"));
+  }
+  return std::find(types.begin(), types.end(), "string") != types.end() &&
+         std::all_of(types.begin(), types.end(),
+                     [](const Json& t) { return t == "string" || t == "null"; });
+}
+
+// Of a function, those whose values are texts.
+std::vector<std::string> TextParameters(const Json& function) {
+  std::vector<std::string> names;
+  const Json properties = Member(Member(function, "parameters"), "properties");
+  if (!properties.is_object()) return names;
+  for (const auto& [name, schema] : properties.items()) {
+    if (TakesOnlyText(schema)) names.push_back(name);
+  }
+  return names;
+}
+
 // References of a schema start at its root; it is put into a larger one, at `place`.
 void MoveReferences(Json& schema, const std::string& place) {
   if (schema.is_object() && schema.contains("$ref") && schema["$ref"].is_string()) {
@@ -319,12 +352,12 @@ absl::Status ReadTools(const Json& j, Json* tools, OpenAiRequest* r) {
   for (const Json& tool : list) {
     SHOAL_ASSIGN_OR_RETURN(const std::string name, FunctionName(tool));
     if (!named.empty() && name != named) continue;
-    r->tool_names.push_back(name);
+    r->functions.push_back({name, TextParameters(tool["function"])});
     const bool alone = !named.empty() || list.size() == 1;
     options.push_back(
         CallSchema(tool["function"], alone ? "" : absl::StrCat("/anyOf/", options.size())));
   }
-  if (r->tool_names.empty()) return Bad("tool_choice", "tool_choice names no function of tools");
+  if (r->functions.empty()) return Bad("tool_choice", "tool_choice names no function of tools");
   *tools = list;
   // Marks of calls are control tokens in many vocabularies.
   r->generate.render_special = true;
@@ -433,7 +466,7 @@ absl::StatusOr<OpenAiRequest> ParseChatRequest(std::string_view body, const Mode
   r.prompts.push_back(std::move(ids));
   r.reasoning = ReasoningFormatOf(chat_template->source());
   r.in_thought = EndsInThought(r.reasoning, *prompt);
-  if (r.reasoning == ReasoningFormat::kHarmony) r.generate.render_special = true;  // its marks
+  if (NeedsMarks(r.reasoning)) r.generate.render_special = true;
   return r;
 }
 

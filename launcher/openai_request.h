@@ -11,6 +11,7 @@
 #include "launcher/journal.h"
 #include "launcher/reasoning.h"
 #include "launcher/tokenizer.h"
+#include "launcher/tool_calls.h"
 
 namespace shoal {
 
@@ -33,7 +34,7 @@ struct OpenAiRequest {
   std::vector<std::string> prompt_texts;      // with echo
   GenerateRequest generate;                   // but for its prompt
   bool random_seed = true;                    // generate.sampling.seed was not given
-  std::vector<std::string> tool_names;        // functions that the answer may call; empty: none
+  std::vector<ToolFunction> functions;        // that the answer may call; empty: none
   ReasoningFormat reasoning = ReasoningFormat::kNone;
   bool in_thought = false;   // the prompt ends inside a thought
   bool forced_call = false;  // the answer is a call: {"name": ..., "arguments": ...}

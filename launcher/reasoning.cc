@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "launcher/json_text.h"
@@ -11,16 +12,52 @@
 namespace shoal {
 namespace {
 
-constexpr std::string_view kThink = "<think>";
-constexpr std::string_view kThinkEnd = "</think>";
+// Where a thought begins and ends, and what may stand around the answer behind it.
+struct Marks {
+  ReasoningFormat format;
+  std::string_view begin, end;
+  bool are_control_tokens;
+  std::array<std::string_view, 4> around;  // empty: none
+};
+// The first whose marks a template speaks of is what its model writes.
+constexpr std::array<Marks, 5> kMarks = {{
+    {ReasoningFormat::kCohere,
+     "<|START_THINKING|>",
+     "<|END_THINKING|>",
+     true,
+     {"<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"}},
+    {ReasoningFormat::kSeed, "<seed:think>", "</seed:think>", true, {}},
+    {ReasoningFormat::kMistral, "[THINK]", "[/THINK]", true, {}},
+    {ReasoningFormat::kHunyuan,
+     "<think>",
+     "</think>",
+     false,
+     {"<answer>\n", "\n</answer>", "<answer>", "</answer>"}},
+    {ReasoningFormat::kThink, "<think>", "</think>", false, {}},
+}};
 constexpr std::string_view kChannel = "<|channel|>";
 constexpr std::string_view kMessage = "<|message|>";
+constexpr std::string_view kStart = "<|start|>";
 // What ends a message; the last two begin the next one's header.
 constexpr std::array<std::string_view, 5> kMessageEnds = {"<|end|>", "<|return|>", "<|call|>",
-                                                          "<|start|>", kChannel};
+                                                          kStart, kChannel};
 constexpr std::string_view kSpace = " \t\r\n";
 constexpr std::string_view kFunctions = "functions.";
 constexpr size_t kHeaderMax = 1024;  // bytes; a longer one is none
+
+const Marks& MarksOf(ReasoningFormat format) {
+  return *std::find_if(kMarks.begin(), kMarks.end() - 1,
+                       [format](const Marks& m) { return m.format == format; });
+}
+
+std::vector<std::string_view> AroundAnswers(ReasoningFormat format) {
+  std::vector<std::string_view> marks;
+  if (format == ReasoningFormat::kNone || format == ReasoningFormat::kHarmony) return marks;
+  for (const std::string_view mark : MarksOf(format).around) {
+    if (!mark.empty()) marks.push_back(mark);
+  }
+  return marks;
+}
 
 size_t LeadingSpace(std::string_view s) { return std::min(s.find_first_not_of(kSpace), s.size()); }
 
@@ -49,13 +86,23 @@ std::string_view WordBehind(std::string_view header, std::string_view key) {
 ReasoningFormat ReasoningFormatOf(std::string_view chat_template) {
   const auto has = [&](std::string_view mark) { return chat_template.find(mark) != mark.npos; };
   if (has(kChannel) && has(kMessage)) return ReasoningFormat::kHarmony;
-  return has(kThinkEnd) ? ReasoningFormat::kThink : ReasoningFormat::kNone;
+  for (const Marks& m : kMarks) {
+    const bool around = m.format != ReasoningFormat::kHunyuan || has(m.around[3]);
+    if (has(m.end) && around) return m.format;
+  }
+  return ReasoningFormat::kNone;
+}
+
+bool NeedsMarks(ReasoningFormat format) {
+  return format == ReasoningFormat::kHarmony ||
+         (format != ReasoningFormat::kNone && MarksOf(format).are_control_tokens);
 }
 
 bool EndsInThought(ReasoningFormat format, std::string_view prompt) {
   prompt = WithoutTrailingSpace(prompt);
-  return format == ReasoningFormat::kThink && prompt.size() >= kThink.size() &&
-         prompt.substr(prompt.size() - kThink.size()) == kThink;
+  if (format == ReasoningFormat::kNone || format == ReasoningFormat::kHarmony) return false;
+  const std::string_view begin = MarksOf(format).begin;
+  return prompt.size() >= begin.size() && prompt.substr(prompt.size() - begin.size()) == begin;
 }
 
 ReasoningSplitter::ReasoningSplitter(ReasoningFormat format, bool in_thought)
@@ -96,7 +143,7 @@ ReasoningSplitter::Text ReasoningSplitter::Finish() {
 bool ReasoningSplitter::Advance(Text* out) {
   switch (state_) {
     case State::kStart:
-      return AdvanceStart(out);
+      return AdvanceStart();
     case State::kThought:
       return AdvanceThought(out);
     case State::kBehindThought:
@@ -104,9 +151,7 @@ bool ReasoningSplitter::Advance(Text* out) {
       if (!held_.empty()) state_ = State::kAnswer;
       return true;
     case State::kAnswer:
-      out->content += held_;
-      held_.clear();
-      return false;
+      return AdvanceAnswer(out);
     case State::kHeader:
       return AdvanceHeader(out);
     case State::kMessage:
@@ -115,45 +160,60 @@ bool ReasoningSplitter::Advance(Text* out) {
   return false;
 }
 
-bool ReasoningSplitter::AdvanceStart(Text* /*out*/) {
+bool ReasoningSplitter::AdvanceStart() {
   const std::string_view text = std::string_view(held_).substr(LeadingSpace(held_));
   const auto begins = [&](std::string_view mark) { return text.substr(0, mark.size()) == mark; };
-  if (format_ == ReasoningFormat::kHarmony && (begins(kChannel) || begins("<|start|>"))) {
-    state_ = State::kHeader;
+  const auto may_begin = [&](std::string_view mark) {
+    return MayBeginAtEnd(text, mark) == text.size();
+  };
+  if (format_ == ReasoningFormat::kHarmony) {
+    if (may_begin(kChannel) || may_begin(kStart)) return false;
+    state_ = begins(kChannel) || begins(kStart) ? State::kHeader : State::kAnswer;
     return true;
   }
-  if (format_ == ReasoningFormat::kThink && begins(kThink)) {
-    held_.erase(0, held_.size() - text.size() + kThink.size());
-    state_ = State::kThought;
-    return true;
-  }
-  const std::string_view first = format_ == ReasoningFormat::kThink ? kThink : kChannel;
-  const bool undecided =
-      MayBeginAtEnd(text, first) == text.size() ||
-      (format_ == ReasoningFormat::kHarmony && MayBeginAtEnd(text, "<|start|>") == text.size());
-  if (undecided) return false;
-  state_ = State::kAnswer;
+  const std::string_view mark = MarksOf(format_).begin;
+  if (may_begin(mark)) return false;
+  state_ = begins(mark) ? State::kThought : State::kAnswer;
+  if (state_ == State::kThought) held_.erase(0, held_.size() - text.size() + mark.size());
   return true;
 }
 
 bool ReasoningSplitter::AdvanceThought(Text* out) {
   if (out->reasoning.empty() && !thinks_) held_.erase(0, LeadingSpace(held_));
-  const size_t end = held_.find(kThinkEnd);
+  const std::string_view mark = MarksOf(format_).end;
+  const size_t end = held_.find(mark);
   const bool ends = end != held_.npos;
   // Space at the end may be the thought's, or what stands before its mark.
-  const std::string_view certain = WithoutTrailingSpace(std::string_view(held_).substr(
-      0, ends ? end : held_.size() - MayBeginAtEnd(held_, kThinkEnd)));
+  const std::string_view certain = WithoutTrailingSpace(
+      std::string_view(held_).substr(0, ends ? end : held_.size() - MayBeginAtEnd(held_, mark)));
   thinks_ = thinks_ || !certain.empty();
   out->reasoning += certain;
-  held_.erase(0, ends ? end + kThinkEnd.size() : certain.size());
+  held_.erase(0, ends ? end + mark.size() : certain.size());
   if (ends) state_ = State::kBehindThought;
   return ends;
 }
 
+bool ReasoningSplitter::AdvanceAnswer(Text* out) {
+  size_t certain = held_.size(), skipped = 0;
+  for (const std::string_view mark : AroundAnswers(format_)) {
+    const size_t at = held_.find(mark);
+    if (at < certain) {
+      certain = at;
+      skipped = mark.size();
+    } else if (const size_t n = MayBeginAtEnd(held_, mark); held_.size() - n < certain) {
+      certain = held_.size() - n;
+      skipped = 0;
+    }
+  }
+  out->content.append(held_, 0, certain);
+  held_.erase(0, certain + skipped);
+  return skipped > 0;
+}
+
 bool ReasoningSplitter::AdvanceHeader(Text* out) {
   const size_t end = held_.find(kMessage);
-  if (end == held_.npos) {
-    if (held_.size() <= kHeaderMax) return false;
+  if (end == held_.npos && held_.size() < kHeaderMax + kMessage.size()) return false;
+  if (end > kHeaderMax) {  // also where there is none
     state_ = State::kAnswer;
     return true;
   }

@@ -10,11 +10,19 @@ namespace shoal {
 enum class ReasoningFormat {
   kNone,
   kThink,    // <think>...</think> at the answer's begin (Qwen3, GLM-4.5, DeepSeek-R1)
+  kHunyuan,  // the same, then <answer>...</answer>
+  kSeed,     // <seed:think>...</seed:think> (Seed-OSS)
+  kMistral,  // [THINK]...[/THINK] (Magistral, Ministral 3)
   kHarmony,  // <|channel|>analysis<|message|>... (gpt-oss; github.com/openai/harmony)
+  // <|START_THINKING|>...<|END_THINKING|>, then <|START_RESPONSE|>... or <|START_ACTION|>...
+  // (Command R7B, Command A; docs.cohere.com)
+  kCohere,
 };
 
 // As a chat template makes its models write.
 ReasoningFormat ReasoningFormatOf(std::string_view chat_template);
+// Whether marks of a format are control tokens, which answers must then be given with.
+bool NeedsMarks(ReasoningFormat format);
 // Whether a rendered prompt ends inside a thought, which the answer then begins with.
 bool EndsInThought(ReasoningFormat format, std::string_view prompt);
 
@@ -37,8 +45,9 @@ class ReasoningSplitter {
  private:
   enum class State { kStart, kThought, kBehindThought, kAnswer, kHeader, kMessage };
   bool Advance(Text* out);
-  bool AdvanceStart(Text* out);
+  bool AdvanceStart();
   bool AdvanceThought(Text* out);
+  bool AdvanceAnswer(Text* out);
   bool AdvanceHeader(Text* out);
   bool AdvanceMessage(Text* out);
   void Emit(std::string_view text, Text* out);

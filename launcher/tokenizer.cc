@@ -347,6 +347,9 @@ void Tokenizer::FindEndOfGeneration() {
       "[EOS]",
       "<|eot_id|>",
       "<|eom_id|>",
+      "<|eot|>",  // Llama 4, as the next
+      "<|eom|>",
+      "<|END_OF_TURN_TOKEN|>",  // Command R
       "<|im_end|>",
       "<|end|>",
       "<|return|>",

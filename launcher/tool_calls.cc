@@ -5,24 +5,23 @@
 #include <optional>
 
 #include "launcher/json_text.h"
+#include "launcher/python_calls.h"
 #include "nlohmann/json.hpp"
 
 namespace shoal {
 namespace {
 
 using Json = nlohmann::ordered_json;
+using Calls = std::optional<std::vector<ToolCall>>;  // never an empty list
+using Functions = std::vector<ToolFunction>;
 
-constexpr std::string_view kHermes = "<tool_call>";
-constexpr std::string_view kHermesEnd = "</tool_call>";
-constexpr std::string_view kMistral = "[TOOL_CALLS]";
-constexpr std::string_view kPython = "<|python_tag|>";
-constexpr std::string_view kFunction = "<function=";
-constexpr std::string_view kFunctionEnd = "</function>";
-constexpr std::string_view kParameter = "<parameter=";
-constexpr std::string_view kParameterEnd = "</parameter>";
-constexpr std::string_view kArguments = "[ARGS]";
-constexpr std::array<std::string_view, 4> kMarkers = {kHermes, kMistral, kPython, kFunction};
 constexpr int kMaxDepth = 64;
+
+// What stands between two marks; without `end` it goes on to the next `begin`.
+struct Envelope {
+  std::string_view begin, end;
+  Calls (*read)(std::string_view inside, const Functions& functions);
+};
 
 std::string_view Trim(std::string_view s) {
   while (!s.empty() && std::string_view(" \t\r\n").find(s.front()) != s.npos) s.remove_prefix(1);
@@ -30,10 +29,37 @@ std::string_view Trim(std::string_view s) {
   return s;
 }
 
-bool ReadCall(const Json& value, const std::vector<std::string>& names, ToolCall* call) {
-  if (!value.is_object() || !value.contains("name") || !value["name"].is_string()) return false;
-  call->name = value["name"].get<std::string>();
-  if (std::find(names.begin(), names.end(), call->name) == names.end()) return false;
+bool Consume(std::string_view* text, std::string_view prefix) {
+  if (text->substr(0, prefix.size()) != prefix) return false;
+  text->remove_prefix(prefix.size());
+  return true;
+}
+
+// What stands before `mark`, which is taken too; nullopt where there is none.
+std::optional<std::string_view> ConsumeUpTo(std::string_view* text, std::string_view mark) {
+  const size_t at = text->find(mark);
+  if (at == text->npos) return std::nullopt;
+  const std::string_view before = text->substr(0, at);
+  text->remove_prefix(at + mark.size());
+  return before;
+}
+
+const ToolFunction* Find(std::string_view name, const Functions& functions) {
+  const auto found = std::find_if(functions.begin(), functions.end(),
+                                  [&](const ToolFunction& f) { return f.name == name; });
+  return found == functions.end() ? nullptr : &*found;
+}
+
+Json ParseJson(std::string_view text) {
+  if (!CheckJsonDepth(text, kMaxDepth).ok()) return Json(Json::value_t::discarded);
+  return Json::parse(text, nullptr, /*allow_exceptions=*/false);
+}
+
+bool ReadJsonCall(const Json& value, const Functions& functions, ToolCall* call) {
+  if (!value.is_object()) return false;
+  const char* name = value.contains("name") ? "name" : "tool_name";
+  if (!value.contains(name) || !value[name].is_string()) return false;
+  call->name = value[name].get<std::string>();
   const char* key = value.contains("arguments") ? "arguments" : "parameters";
   if (!value.contains(key)) {
     call->arguments = "{}";
@@ -42,154 +68,197 @@ bool ReadCall(const Json& value, const std::vector<std::string>& names, ToolCall
   } else {
     call->arguments = DumpJson(value[key]);
   }
-  return true;
+  return Find(call->name, functions) != nullptr;
 }
 
-// One call or a list of them; nullopt when the text is anything else.
-std::optional<std::vector<ToolCall>> ReadCalls(std::string_view text,
-                                               const std::vector<std::string>& names) {
-  if (!CheckJsonDepth(text, kMaxDepth).ok()) return std::nullopt;
-  const Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded()) return std::nullopt;
-  std::vector<ToolCall> calls;
-  if (!value.is_array()) {
-    calls.emplace_back();
-    if (!ReadCall(value, names, &calls.back())) return std::nullopt;
-    return calls;
+// One call as JSON, or a list of them.
+Calls ReadJson(std::string_view text, const Functions& functions) {
+  const Json value = ParseJson(text);
+  const Json list = value.is_object() ? Json::array({value}) : value;
+  if (!list.is_array() || list.empty()) return std::nullopt;
+  std::vector<ToolCall> calls(list.size());
+  for (size_t i = 0; i < list.size(); ++i) {
+    if (!ReadJsonCall(list[i], functions, &calls[i])) return std::nullopt;
   }
-  for (const Json& v : value) {
-    calls.emplace_back();
-    if (!ReadCall(v, names, &calls.back())) return std::nullopt;
-  }
-  if (calls.empty()) return std::nullopt;
   return calls;
 }
 
-bool Known(std::string_view name, const std::vector<std::string>& names) {
-  return std::find(names.begin(), names.end(), name) != names.end();
+Calls OneCall(std::string_view name, const Json& arguments, const Functions& functions) {
+  if (!arguments.is_object() || Find(name, functions) == nullptr) return std::nullopt;
+  return std::vector<ToolCall>{{std::string(name), DumpJson(arguments)}};
 }
 
-std::optional<Json> ReadObject(std::string_view text) {
-  if (!CheckJsonDepth(text, kMaxDepth).ok()) return std::nullopt;
-  Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!value.is_object()) return std::nullopt;
-  return value;
+// A value between two marks: a text where the function says so, else JSON where it is some.
+Json ValueOf(std::string_view text, std::string_view key, const ToolFunction& function) {
+  const auto& texts = function.text_parameters;
+  if (std::find(texts.begin(), texts.end(), key) != texts.end()) {
+    Consume(&text, "\n");
+    if (!text.empty() && text.back() == '\n') text.remove_suffix(1);
+    return std::string(text);
+  }
+  const Json value = ParseJson(text);
+  return value.is_discarded() ? Json(std::string(Trim(text))) : value;
 }
 
-// The value of a parameter element: JSON where it is some, else a string.
-Json ParameterValue(std::string_view text) {
-  if (!CheckJsonDepth(text, kMaxDepth).ok()) return std::string(text);
-  Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded()) return std::string(text);
-  return value;
-}
+// How each argument of a call is written: begin KEY key_end value_begin VALUE end.
+struct ElementMarks {
+  std::string_view begin, key_end, value_begin, end;
+};
 
-// <parameter=key>value</parameter>, any number of them and nothing else.
-std::optional<Json> ReadParameters(std::string_view text) {
+// Any number of such elements and nothing else.
+Calls ReadElements(std::string_view name, std::string_view text, const ElementMarks& marks,
+                   const Functions& functions) {
+  const ToolFunction* function = Find(name, functions);
+  if (function == nullptr) return std::nullopt;
   Json arguments = Json::object();
   for (text = Trim(text); !text.empty(); text = Trim(text)) {
-    const size_t name_end = text.find('>');
-    const size_t end = text.find(kParameterEnd);
-    if (text.substr(0, kParameter.size()) != kParameter || end == text.npos || name_end > end) {
-      return std::nullopt;
-    }
-    const std::string key(text.substr(kParameter.size(), name_end - kParameter.size()));
-    arguments[key] = ParameterValue(Trim(text.substr(name_end + 1, end - name_end - 1)));
-    text.remove_prefix(end + kParameterEnd.size());
+    if (!Consume(&text, marks.begin)) return std::nullopt;
+    const std::optional<std::string_view> key = ConsumeUpTo(&text, marks.key_end);
+    if (!key.has_value()) return std::nullopt;
+    if (!marks.value_begin.empty()) text = Trim(text);
+    if (!Consume(&text, marks.value_begin)) return std::nullopt;
+    const std::optional<std::string_view> value = ConsumeUpTo(&text, marks.end);
+    if (!value.has_value()) return std::nullopt;
+    arguments[std::string(Trim(*key))] = ValueOf(*value, Trim(*key), *function);
   }
-  return arguments;
+  return OneCall(name, arguments, functions);
 }
 
-// <function=name>...</function>, one or more, and nothing else.
-std::optional<std::vector<ToolCall>> ReadFunctions(std::string_view text,
-                                                   const std::vector<std::string>& names) {
+// Behind <function= : name>{...} or name><parameter=key>value</parameter>.
+Calls ReadFunction(std::string_view text, const Functions& functions) {
+  const std::optional<std::string_view> name = ConsumeUpTo(&text, ">");
+  if (!name.has_value()) return std::nullopt;
+  const std::string_view body = Trim(text);
+  if (body.substr(0, 1) == "{") return OneCall(*name, ParseJson(body), functions);
+  return ReadElements(*name, body, {"<parameter=", ">", "", "</parameter>"}, functions);
+}
+
+// Behind <invoke name=" : name"><parameter name="key">value</parameter>.
+Calls ReadInvoke(std::string_view text, const Functions& functions) {
+  const std::optional<std::string_view> name = ConsumeUpTo(&text, "\">");
+  if (!name.has_value()) return std::nullopt;
+  return ReadElements(*name, text, {"<parameter name=\"", "\">", "", "</parameter>"}, functions);
+}
+
+// name <arg_key>key</arg_key> <arg_value>value</arg_value>; space may stand between all of them.
+Calls ReadArgKeys(std::string_view text, const Functions& functions) {
+  const std::string_view name = Trim(text.substr(0, text.find("<arg_key>")));
+  text = Trim(text);
+  text.remove_prefix(name.size());
+  return ReadElements(name, text, {"<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"},
+                      functions);
+}
+
+constexpr Envelope kFunction = {"<function=", "</function>", ReadFunction};
+constexpr Envelope kInvoke = {"<invoke name=\"", "</invoke>", ReadInvoke};
+
+// All calls of one envelope after the other; `between`: what stands outside.
+Calls ReadEnvelopes(std::string_view text, const Envelope& envelope, const Functions& functions,
+                    std::string* between) {
   std::vector<ToolCall> calls;
-  for (text = Trim(text); !text.empty(); text = Trim(text)) {
-    const size_t name_end = text.find('>');
-    const size_t end = text.find(kFunctionEnd);
-    if (text.substr(0, kFunction.size()) != kFunction || end == text.npos || name_end > end) {
-      return std::nullopt;
-    }
-    const std::string_view name = text.substr(kFunction.size(), name_end - kFunction.size());
-    const std::string_view body = Trim(text.substr(name_end + 1, end - name_end - 1));
-    const std::optional<Json> arguments =
-        body.substr(0, 1) == "{" ? ReadObject(body) : ReadParameters(body);
-    if (!arguments.has_value() || !Known(name, names)) return std::nullopt;
-    calls.push_back({std::string(name), DumpJson(*arguments)});
-    text.remove_prefix(end + kFunctionEnd.size());
+  for (;;) {
+    const size_t begin = text.find(envelope.begin);
+    *between += text.substr(0, begin);
+    if (begin == text.npos) break;
+    text.remove_prefix(begin + envelope.begin.size());
+    const size_t end =
+        std::min(text.find(envelope.end.empty() ? envelope.begin : envelope.end), text.size());
+    const Calls inside = envelope.read(Trim(text.substr(0, end)), functions);
+    if (!inside.has_value()) return std::nullopt;
+    calls.insert(calls.end(), inside->begin(), inside->end());
+    text.remove_prefix(std::min(end + envelope.end.size(), text.size()));
   }
   if (calls.empty()) return std::nullopt;
   return calls;
 }
 
-// name[ARGS]{...} or name{...}; each further one after a marker of its own.
-std::optional<std::vector<ToolCall>> ReadNamedCalls(std::string_view text,
-                                                    const std::vector<std::string>& names) {
-  std::vector<ToolCall> calls;
-  for (;;) {
-    const size_t next = text.find(kMistral);
-    const std::string_view call = text.substr(0, next);
-    const size_t brace = std::min(call.find('{'), call.size());
-    std::string_view name = Trim(call.substr(0, brace));
-    if (name.size() > kArguments.size() &&
-        name.substr(name.size() - kArguments.size()) == kArguments) {
-      name.remove_suffix(kArguments.size());
-    }
-    const std::optional<Json> arguments = ReadObject(Trim(call.substr(brace)));
-    if (!arguments.has_value() || !Known(name, names)) return std::nullopt;
-    calls.push_back({std::string(name), DumpJson(*arguments)});
-    if (next == text.npos) return calls;
-    text.remove_prefix(next + kMistral.size());
-  }
+// One envelope after the other and nothing else.
+Calls ReadOnlyEnvelopes(std::string_view text, const Envelope& envelope,
+                        const Functions& functions) {
+  std::string between;
+  Calls calls = ReadEnvelopes(text, envelope, functions, &between);
+  return Trim(between).empty() ? calls : std::nullopt;
 }
 
-ParsedAnswer ParseHermes(std::string_view text, const std::vector<std::string>& names) {
-  ParsedAnswer answer;
-  std::string_view rest = text;
-  while (!rest.empty()) {
-    const size_t begin = rest.find(kHermes);
-    answer.content += rest.substr(0, begin);
-    if (begin == rest.npos) break;
-    const std::string_view inner = rest.substr(begin + kHermes.size());
-    const size_t end = std::min(inner.find(kHermesEnd), inner.size());
-    auto calls = ReadCalls(Trim(inner.substr(0, end)), names);
-    if (!calls.has_value()) calls = ReadFunctions(inner.substr(0, end), names);
-    if (!calls.has_value()) return {std::string(text), {}};
-    answer.calls.insert(answer.calls.end(), calls->begin(), calls->end());
-    rest = inner.substr(std::min(end + kHermesEnd.size(), inner.size()));
+Calls ReadHermes(std::string_view text, const Functions& functions) {
+  if (text.substr(0, 1) == "{" || text.substr(0, 1) == "[") return ReadJson(text, functions);
+  if (text.substr(0, kFunction.begin.size()) == kFunction.begin) {
+    return ReadOnlyEnvelopes(text, kFunction, functions);
   }
-  answer.content = std::string(Trim(answer.content));
-  return answer;
+  return ReadArgKeys(text, functions);
 }
+
+Calls ReadMiniMax(std::string_view text, const Functions& functions) {
+  return ReadOnlyEnvelopes(text, kInvoke, functions);
+}
+
+// [{"name": ...}], name[ARGS]{...} or name{...}.
+Calls ReadMistral(std::string_view text, const Functions& functions) {
+  if (text.substr(0, 1) == "[" || text.substr(0, 1) == "{") return ReadJson(text, functions);
+  constexpr std::string_view kArguments = "[ARGS]";
+  const size_t brace = std::min(text.find('{'), text.size());
+  std::string_view name = Trim(text.substr(0, brace));
+  if (const size_t at = name.find(kArguments);
+      at != name.npos && at + kArguments.size() == name.size()) {
+    name.remove_suffix(kArguments.size());
+  }
+  return OneCall(name, ParseJson(text.substr(brace)), functions);
+}
+
+Calls ReadBare(std::string_view text, const Functions& functions) {
+  if (Calls calls = ReadJson(text, functions); calls.has_value()) return calls;
+  const auto python = ReadPythonCalls(text);
+  if (!python.has_value()) return std::nullopt;
+  std::vector<ToolCall> calls;
+  for (const PythonCall& call : *python) {
+    const Calls one = OneCall(call.name, call.arguments, functions);
+    if (!one.has_value()) return std::nullopt;
+    calls.push_back(one->front());
+  }
+  return calls;
+}
+
+// Behind Action: , a list of calls in a block of JSON.
+Calls ReadAction(std::string_view text, const Functions& functions) {
+  if (!Consume(&text, "```json")) return std::nullopt;
+  return ReadJson(Trim(text.substr(0, text.find("```"))), functions);
+}
+
+// The first one whose mark an answer has is the one it is read by.
+constexpr std::array<Envelope, 9> kEnvelopes = {{
+    {"<tool_call>", "</tool_call>", ReadHermes},
+    {"<seed:tool_call>", "</seed:tool_call>", ReadHermes},
+    {"<minimax:tool_call>", "</minimax:tool_call>", ReadMiniMax},
+    {"<|START_ACTION|>", "<|END_ACTION|>", ReadJson},
+    {"[TOOL_CALLS]", "", ReadMistral},
+    {"<|python_tag|>", "", ReadBare},
+    {"<|python_start|>", "<|python_end|>", ReadBare},
+    kFunction,
+    {"Action:", "", ReadAction},
+}};
 
 }  // namespace
 
-ParsedAnswer ParseToolCalls(std::string_view text, const std::vector<std::string>& names) {
-  if (text.find(kHermes) != text.npos) return ParseHermes(text, names);
-  std::string_view content;
-  std::string_view json = Trim(text);
-  for (std::string_view marker : {kMistral, kPython}) {
-    const size_t at = text.find(marker);
-    if (at == text.npos) continue;
-    content = Trim(text.substr(0, at));
-    json = Trim(text.substr(at + marker.size()));
-  }
-  auto calls = ReadCalls(json, names);
-  if (const size_t at = text.find(kFunction); !calls.has_value() && at != text.npos) {
-    content = Trim(text.substr(0, at));
-    calls = ReadFunctions(text.substr(at), names);
-  } else if (!calls.has_value() && text.find(kMistral) != text.npos) {
-    calls = ReadNamedCalls(json, names);
+ParsedAnswer ParseToolCalls(std::string_view text, const std::vector<ToolFunction>& functions,
+                            bool goes_on) {
+  std::string content;
+  Calls calls = goes_on ? std::nullopt : ReadBare(Trim(text), functions);
+  const auto envelope = std::find_if(kEnvelopes.begin(), kEnvelopes.end(), [&](const Envelope& e) {
+    return text.find(e.begin) != text.npos;
+  });
+  if (!calls.has_value() && envelope != kEnvelopes.end()) {
+    calls = ReadEnvelopes(text, *envelope, functions, &content);
   }
   if (!calls.has_value()) return {std::string(text), {}};
-  return {std::string(content), *calls};
+  return {std::string(Trim(content)), *std::move(calls)};
 }
 
-size_t CertainText(std::string_view text) {
+size_t CertainText(std::string_view text, bool goes_on) {
   const std::string_view trimmed = Trim(text);
-  if (trimmed.empty() || trimmed.front() == '{' || trimmed.front() == '[') return 0;
+  if (!goes_on && (trimmed.empty() || trimmed.front() == '{' || trimmed.front() == '[')) return 0;
   size_t certain = text.size();
-  for (std::string_view marker : kMarkers) {
+  for (const Envelope& envelope : kEnvelopes) {
+    const std::string_view marker = envelope.begin;
     certain = std::min(certain, text.find(marker));
     for (size_t n = std::min(text.size(), marker.size() - 1); n > 0; --n) {
       if (text.substr(text.size() - n) == marker.substr(0, n)) {

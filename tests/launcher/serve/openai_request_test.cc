@@ -104,12 +104,14 @@ TEST_F(OpenAiRequestTest, BodiesThatAreNoRequest) {
 TEST_F(OpenAiRequestTest, ToolsReachTheTemplateAndARequiredCallIsASchema) {
   const auto r = ParseChatRequest(R"({"messages": [{"role": "user", "content": "hi"}],
       "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object",
-        "properties": {"x": {"type": "integer"}}, "required": ["x"]}}}],
+        "properties": {"x": {"type": "integer"}, "s": {"type": ["string", "null"]}, "t": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "u": {"anyOf": [{"type": "string"}, {"type": "integer"}]}, "v": true, "w": {}}, "required": ["x"]}}}],
       "tool_choice": {"type": "function", "function": {"name": "f"}}})",
                                   model_);
   ASSERT_TRUE(r.ok()) << r.status();
   EXPECT_EQ(tokenizer_->Decode(r->prompts.at(0), false), "u:hi;T1");
-  EXPECT_EQ(r->tool_names, std::vector<std::string>{"f"});
+  ASSERT_EQ(r->functions.size(), 1u);
+  EXPECT_EQ(r->functions[0].name, "f");
+  EXPECT_EQ(r->functions[0].text_parameters, (std::vector<std::string>{"s", "t"}));
   EXPECT_TRUE(r->forced_call);
   EXPECT_THAT(r->generate.json_schema, HasSubstr("\"const\":\"f\""));
 }

@@ -37,7 +37,10 @@ TEST(Reasoning, FormatsAreThoseThatTemplatesSpeakOf) {
   EXPECT_EQ(ReasoningFormatOf("{{ content.split('</think>')[-1] }}"), ReasoningFormat::kThink);
   EXPECT_EQ(ReasoningFormatOf("<|start|>assistant<|channel|>final<|message|>"),
             ReasoningFormat::kHarmony);
+  EXPECT_EQ(ReasoningFormatOf("<|START_THINKING|><|END_THINKING|>"), ReasoningFormat::kCohere);
   EXPECT_EQ(ReasoningFormatOf("<|im_start|>assistant"), ReasoningFormat::kNone);
+  EXPECT_TRUE(EndsInThought(ReasoningFormat::kCohere, "<|CHATBOT_TOKEN|><|START_THINKING|>"));
+  EXPECT_FALSE(EndsInThought(ReasoningFormat::kCohere, "<|START_THINKING|><|END_THINKING|>"));
   EXPECT_TRUE(EndsInThought(ReasoningFormat::kThink, "<|assistant|>\n<think>\n"));
   EXPECT_FALSE(EndsInThought(ReasoningFormat::kThink, "<think>\n\n</think>\n\n"));
   EXPECT_FALSE(EndsInThought(ReasoningFormat::kNone, "<think>"));
@@ -53,6 +56,35 @@ TEST(Reasoning, ThoughtsBetweenMarks) {
   Expect(kThink, false, "<thin", "", "<thin");
   Expect(kThink, true, "cut off </thi", "cut off </thi", "");
   Expect(ReasoningFormat::kNone, false, "<think>text</think>", "", "<think>text</think>");
+}
+
+TEST(Reasoning, CoheresMarks) {
+  constexpr auto kCohere = ReasoningFormat::kCohere;
+  Expect(kCohere, false,
+         "<|START_THINKING|>Two <|and two.<|END_THINKING|><|START_RESPONSE|>Four <|.\n"
+         "<|END_RESPONSE|>",
+         "Two <|and two.", "Four <|.\n");
+  Expect(kCohere, true, "Hm.<|END_THINKING|><|START_TEXT|>Four.<|END_TEXT|>", "Hm.", "Four.");
+  Expect(kCohere, false, "<|START_RESPONSE|>Four.<|END_RES", "", "Four.<|END_RES");
+  Expect(kCohere, false, "Four. ", "", "Four. ");
+  Expect(kCohere, false,
+         "<|START_THINKING|>Ask.<|END_THINKING|><|START_ACTION|>[{\"tool_name\": \"f\"}]"
+         "<|END_ACTION|>",
+         "Ask.", "<|START_ACTION|>[{\"tool_name\": \"f\"}]<|END_ACTION|>");
+}
+
+TEST(Reasoning, OtherMarksAroundThoughts) {
+  EXPECT_EQ(ReasoningFormatOf("[THINK]{{ x }}[/THINK]"), ReasoningFormat::kMistral);
+  EXPECT_EQ(ReasoningFormatOf("<seed:think>{{ x }}</seed:think>"), ReasoningFormat::kSeed);
+  EXPECT_EQ(ReasoningFormatOf("<think></think><answer></answer>"), ReasoningFormat::kHunyuan);
+  EXPECT_TRUE(NeedsMarks(ReasoningFormat::kMistral));
+  EXPECT_FALSE(NeedsMarks(ReasoningFormat::kHunyuan));
+  EXPECT_FALSE(NeedsMarks(ReasoningFormat::kNone));
+  Expect(ReasoningFormat::kMistral, false, "[THINK]Two.[/THINK]Four.", "Two.", "Four.");
+  Expect(ReasoningFormat::kSeed, false, "<seed:think>Two.</seed:think>\nFour.", "Two.", "Four.");
+  Expect(ReasoningFormat::kHunyuan, false, "<think>\nTwo.\n</think>\n<answer>\nFour.\n</answer>",
+         "Two.", "Four.");
+  Expect(ReasoningFormat::kHunyuan, true, "Two.</think><answer>Four.</answer>", "Two.", "Four.");
 }
 
 TEST(Reasoning, HarmonysChannels) {
@@ -78,7 +110,7 @@ TEST(Reasoning, HarmonysCallsAreToolCalls) {
                "to=functions.weather <|constrain|>json<|message|>{\"city\": \"Ghent\"}<|call|>",
                7);
   EXPECT_EQ(t.reasoning, "Ask.");
-  const ParsedAnswer answer = ParseToolCalls(t.content, {"weather"});
+  const ParsedAnswer answer = ParseToolCalls(t.content, {{"weather", {}}});
   ASSERT_EQ(answer.calls.size(), 1u);
   EXPECT_EQ(answer.calls[0].name, "weather");
   EXPECT_EQ(answer.calls[0].arguments, "{\"city\": \"Ghent\"}");
@@ -89,6 +121,12 @@ TEST(Reasoning, AHeaderWithoutEndIsText) {
   const std::string endless = "<|channel|>" + std::string(5000, 'x');
   const Text t = InPieces(ReasoningSplitter(ReasoningFormat::kHarmony), endless, 100);
   EXPECT_EQ(t.content, endless);
+  // The end of a long header may come with the same piece or with another.
+  for (const size_t length : {1024, 1025}) {
+    const std::string header = "<|channel|>" + std::string(length - 11, 'x');
+    Expect(ReasoningFormat::kHarmony, false, header + "<|message|>Four.", "",
+           length == 1024 ? "Four." : header + "<|message|>Four.");
+  }
 }
 
 }  // namespace
