@@ -33,6 +33,9 @@ class Communicator {
   // In place, every rank ends with the same bits. Among host arrays an element's sum (in q8 that of
   // its block of 32) does not depend on the others.
   virtual absl::Status AllReduceSum(float* data, int64_t count, Wire wire) = 0;
+  // Numbers of the largest sum that only enqueues work on the device's queue, which may be recorded
+  // and replayed, by all ranks alike; 0: sums do more.
+  virtual int64_t recordable_sum() const { return 0; }
   // How long this rank has been in AllReduceSum so far, waiting for the others included.
   virtual double all_reduce_seconds() const = 0;
   // out holds size() * bytes, rank r's part at r * bytes.
@@ -46,6 +49,8 @@ class Communicator {
   // Ranks of the same color form a new communicator, ordered by (key, rank). Collective over all
   // ranks.
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) = 0;
+  // What broke it so far, a peer's end among it, without waiting. Some only learn of it in a call.
+  virtual absl::Status broken() const { return absl::OkStatus(); }
   // Breaks the communicator for every rank: their pending and later calls fail with this reason.
   virtual void Abort(const absl::Status& reason) = 0;
 };

@@ -29,6 +29,7 @@ class GroupCommunicator final : public Communicator {
   absl::Status Recv(void* data, int64_t bytes, int source, int tag) override;
   absl::Status Barrier() override;
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) override;
+  absl::Status broken() const override { return transport_->broken(); }
   void Abort(const absl::Status& reason) override;
 
   // For tests and measurements: the choice by size is kAuto. Every rank must choose the same.

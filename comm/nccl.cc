@@ -1,5 +1,6 @@
 #include "comm/nccl.h"
 
+#include <limits>
 #include <string>
 #include <thread>
 #include <utility>
@@ -16,9 +17,10 @@ namespace {
 // asked after the communicator is gone.
 class NcclState {
  public:
-  NcclState(std::shared_ptr<const nccl::Api> api, nccl::Comm* comm)
-      : api_(std::move(api)), comm_(comm) {}
-  ~NcclState() {
+  // The queue lives as long as it may ask its watches.
+  NcclState(std::shared_ptr<const nccl::Api> api, nccl::Comm* comm, DeviceQueue& queue)
+      : api_(std::move(api)), comm_(comm), queue_(queue) {}
+  ~NcclState() {  // with the queue's watches, when what it has recorded is gone
     if (comm_ == nullptr) return;
     if (status_.ok()) {
       api_->destroy(comm_);
@@ -31,11 +33,15 @@ class NcclState {
   nccl::Comm* comm() const { return comm_; }
   const absl::Status& status() const { return status_; }
 
-  // An error is final. What NCCL has on the device is ended, so that the queue goes on.
+  // An error is final. What NCCL has on the device is ended, so that the queue goes on. Graphs that
+  // hold its work go before: NCCL waits for the last of them (commDestroySync).
   absl::Status Fail(absl::Status status) {
     if (status_.ok()) {
       status_ = std::move(status);
-      if (comm_ != nullptr) api_->abort(std::exchange(comm_, nullptr));
+      if (comm_ != nullptr) {
+        queue_.ForgetRecordings();
+        api_->abort(std::exchange(comm_, nullptr));
+      }
     }
     return status_;
   }
@@ -74,6 +80,7 @@ class NcclState {
 
   std::shared_ptr<const nccl::Api> api_;
   nccl::Comm* comm_;
+  DeviceQueue& queue_;
   absl::Status status_;
 };
 
@@ -98,6 +105,7 @@ class NcclCommunicator final : public Communicator {
       return api_->all_reduce(data, data, count, nccl::kFloat32, nccl::kSum, comm, queue_.handle());
     });
   }
+  int64_t recordable_sum() const override { return std::numeric_limits<int64_t>::max(); }
   // The sums run on the device's queue: this thread does not wait for them.
   double all_reduce_seconds() const override { return 0; }
   absl::Status AllGather(const void* data, int64_t bytes, void* out) override {
@@ -126,6 +134,9 @@ class NcclCommunicator final : public Communicator {
     return host_.Barrier();
   }
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) override;
+  absl::Status broken() const override {
+    return state_->status().ok() ? host_.broken() : state_->status();
+  }
   void Abort(const absl::Status& reason) override {
     host_.Abort(reason);
     state_->Fail(reason).IgnoreError();
@@ -135,6 +146,8 @@ class NcclCommunicator final : public Communicator {
   template <typename Enqueue>
   absl::Status Call(const char* what, const Enqueue& enqueue) {
     SHOAL_RETURN_IF_ERROR(state_->Poll());
+    // NCCL would take a stream whose capture failed for an error of its own, which is final.
+    if (queue_.recording_lost()) return absl::OkStatus();
     return state_->Settle(enqueue(state_->comm()), what, options_.call);
   }
 
@@ -167,7 +180,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> Make(std::shared_ptr<const nccl::A
   nccl::Comm* comm = nullptr;
   const nccl::Result result =
       api->init_rank(&comm, host.size(), invitation.id, host.rank(), &config);
-  auto state = std::make_shared<NcclState>(api, comm);
+  auto state = std::make_shared<NcclState>(api, comm, queue);
   SHOAL_RETURN_IF_ERROR(state->Settle(result, "joining the ranks", options.start));
   queue.AddWatch([state] { return state->Poll(); });
   return std::make_unique<NcclCommunicator>(std::move(state), std::move(owned), host,

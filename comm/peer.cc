@@ -1,13 +1,13 @@
 #include "comm/peer.h"
 
-#include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "comm/agree.h"
+#include "comm/over_base.h"
 #include "kernels/status_macros.h"
 
 namespace shoal {
@@ -15,11 +15,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-class PeerCommunicator final : public Communicator {
+class PeerCommunicator final : public OverBase {
  public:
   PeerCommunicator(Communicator& host, Backend& device, std::unique_ptr<PeerMailbox> mailbox)
       : host_(host), device_(device), mailbox_(std::move(mailbox)) {}
-  void SetBase(std::unique_ptr<Communicator> base) { base_ = std::move(base); }
 
   int rank() const override { return host_.rank(); }
   int size() const override { return host_.size(); }
@@ -27,31 +26,14 @@ class PeerCommunicator final : public Communicator {
 
   absl::Status AllReduceSum(float* data, int64_t count, Wire wire) override {
     const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
-    if (bytes > kPeerSumBytes) return base_->AllReduceSum(data, count, wire);
+    if (bytes > kPeerSumBytes) return base().AllReduceSum(data, count, wire);
     const Clock::time_point start = Clock::now();
     const absl::Status status = Exchange(data, count, bytes);
     seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
     return status;
   }
   // Of the host's thread: sums go on beside it.
-  double all_reduce_seconds() const override { return seconds_ + base_->all_reduce_seconds(); }
-  absl::Status AllGather(const void* data, int64_t bytes, void* out) override {
-    return base_->AllGather(data, bytes, out);
-  }
-  absl::Status Broadcast(void* data, int64_t bytes, int root) override {
-    return base_->Broadcast(data, bytes, root);
-  }
-  absl::Status Send(const void* data, int64_t bytes, int dest, int tag) override {
-    return base_->Send(data, bytes, dest, tag);
-  }
-  absl::Status Recv(void* data, int64_t bytes, int source, int tag) override {
-    return base_->Recv(data, bytes, source, tag);
-  }
-  absl::Status Barrier() override { return base_->Barrier(); }
-  absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) override {
-    return base_->Split(color, key);
-  }
-  void Abort(const absl::Status& reason) override { base_->Abort(reason); }
+  double all_reduce_seconds() const override { return seconds_ + base().all_reduce_seconds(); }
 
   absl::Status Exchange(float* data, int64_t count, int64_t bytes) {
     // The slot is free: the peer's sum from it is behind its post of the next slot, in its queue,
@@ -75,7 +57,6 @@ class PeerCommunicator final : public Communicator {
   Communicator& host_;
   Backend& device_;
   const std::unique_ptr<PeerMailbox> mailbox_;
-  std::unique_ptr<Communicator> base_;
   int64_t sums_ = 0;
   double seconds_ = 0;
 };
@@ -100,25 +81,6 @@ bool TrialWorks(PeerCommunicator& peer, Backend& device) {
   return right;
 }
 
-// Whether all say yes; `why_not` is then what the first one that does not says.
-absl::StatusOr<bool> AllAgree(Communicator& host, const std::string& mine, std::string* why_not) {
-  struct Answer {
-    char why_not[256] = {};
-  };
-  Answer answer;
-  std::snprintf(answer.why_not, sizeof answer.why_not, "%s", mine.c_str());
-  std::vector<Answer> all(host.size());
-  SHOAL_RETURN_IF_ERROR(host.AllGather(&answer, sizeof answer, all.data()));
-  for (const Answer& a : all) {
-    if (a.why_not[0] == '\0') continue;
-    *why_not = a.why_not;
-    return false;
-  }
-  return true;
-}
-
-std::string Reason(const absl::Status& status) { return std::string(status.message()); }
-
 }  // namespace
 
 absl::StatusOr<PeerResult> MakePeerCommunicator(std::unique_ptr<Communicator> base,
@@ -135,23 +97,22 @@ absl::StatusOr<PeerResult> MakePeerCommunicator(std::unique_ptr<Communicator> ba
       off != nullptr && std::string(off) == "0"
           ? absl::UnavailableError("switched off (SHOAL_PEER_SUMS=0)")
           : device.MakeMailbox(kPeerSumBytes);
-  SHOAL_ASSIGN_OR_RETURN(
-      bool agreed, AllAgree(host, mailbox.ok() ? "" : Reason(mailbox.status()), &result.why_not));
+  SHOAL_ASSIGN_OR_RETURN(bool agreed, AllAgree(host, mailbox.status(), &result.why_not));
   std::unique_ptr<PeerCommunicator> peer;
   if (agreed) {
     const MailboxAddress mine = (*mailbox)->address();
     MailboxAddress all[2];
     SHOAL_RETURN_IF_ERROR(host.AllGather(&mine, sizeof mine, all));
-    const absl::Status connected = (*mailbox)->Connect(all[1 - host.rank()]);
     SHOAL_ASSIGN_OR_RETURN(
-        agreed, AllAgree(host, connected.ok() ? "" : Reason(connected), &result.why_not));
+        agreed, AllAgree(host, (*mailbox)->Connect(all[1 - host.rank()]), &result.why_not));
   }
   if (agreed) {
     peer = std::make_unique<PeerCommunicator>(host, device, *std::move(mailbox));
-    const bool works = TrialWorks(*peer, device);
+    const absl::Status works = TrialWorks(*peer, device)
+                                   ? absl::OkStatus()
+                                   : absl::UnavailableError("a trial gave wrong sums");
     SHOAL_RETURN_IF_ERROR(device.Check());
-    SHOAL_ASSIGN_OR_RETURN(agreed,
-                           AllAgree(host, works ? "" : "a trial gave wrong sums", &result.why_not));
+    SHOAL_ASSIGN_OR_RETURN(agreed, AllAgree(host, works, &result.why_not));
   }
   if (!agreed) {
     result.communicator = std::move(base);

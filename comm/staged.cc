@@ -65,6 +65,7 @@ class StagedCommunicator final : public Communicator {
     return std::make_unique<StagedCommunicator>(std::move(part), device_);
   }
 
+  absl::Status broken() const override { return inner_->broken(); }
   void Abort(const absl::Status& reason) override { inner_->Abort(reason); }
 
  private:

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -23,8 +24,10 @@
 #include "kernels/copy_engine.h"
 #include "kernels/device_memory.h"
 #include "kernels/device_queue.h"
+#include "kernels/norm.h"
 #include "kernels/packed_matrix.h"
 #include "kernels/peer_mailbox.h"
+#include "kernels/peer_sums.h"
 
 namespace shoal {
 
@@ -37,26 +40,28 @@ struct RowCount {
 // What a linear layer multiplies: rows of x, or a cheap function of them that is fused into the
 // quantization of the activations.
 struct LinearInput {
-  enum class Kind { kPlain, kRmsNorm, kSwiGlu, kClampedSwiGlu };
+  enum class Kind { kPlain, kRmsNorm, kLayerNorm, kGated };
   Kind kind = Kind::kPlain;
-  const float* x = nullptr;       // [rows, cols]; of the last two kinds the gate
-  int64_t stride = 0;             // floats between rows
-  const float* weight = nullptr;  // kRmsNorm: [cols]
-  float eps = 0;                  // kRmsNorm
-  const float* up = nullptr;      // the last two: [rows, cols], same stride; see Activation
+  const float* x = nullptr;          // [rows, cols]; kGated: the gate
+  int64_t stride = 0;                // floats between rows
+  const float* weight = nullptr;     // of the norms, see NormKind: [cols]
+  float eps = 0;                     // of the norms
+  const float* up = nullptr;         // kGated: [rows, cols], same stride
+  float scale = 1;                   // of the norms: multiplies what comes out,
+  const float* row_scale = nullptr;  // as this does, which is of each row: [rows] or null
+  Activation activation = Activation::kSwiGlu;  // kGated: what joins gate and up
 
   static LinearInput Plain(const float* x, int64_t stride) { return {Kind::kPlain, x, stride}; }
   static LinearInput RmsNorm(const float* x, int64_t stride, const float* weight, float eps) {
     return {Kind::kRmsNorm, x, stride, weight, eps};
   }
-  static LinearInput SwiGlu(const float* gate, const float* up, int64_t stride) {
-    return {Kind::kSwiGlu, gate, stride, nullptr, 0, up};
+  static LinearInput Norm(NormKind kind, const float* x, int64_t stride, const float* weight,
+                          float eps) {
+    return {kind == NormKind::kRms ? Kind::kRmsNorm : Kind::kLayerNorm, x, stride, weight, eps};
   }
   static LinearInput Gated(Activation activation, const float* gate, const float* up,
                            int64_t stride) {
-    LinearInput input = SwiGlu(gate, up, stride);
-    if (activation == Activation::kClampedSwiGlu) input.kind = Kind::kClampedSwiGlu;
-    return input;
+    return {Kind::kGated, gate, stride, nullptr, 0, up, 1, nullptr, activation};
   }
 };
 
@@ -122,18 +127,30 @@ struct AttentionShape {
   float scale = 0;  // usually 1 / sqrt(head_dim)
   // [q_heads], or null: a score that joins the softmax of each row of a head, without a value.
   const float* sinks = nullptr;
+  bool chunked = false;  // the window of a row is the chunk of so many tokens that it lies in
+
+  int FirstVisible(int pos) const {
+    if (window <= 0) return 0;
+    if (chunked) return pos / window * window;
+    return pos < window ? 0 : pos - window + 1;
+  }
 };
 
-// Rotates q and k in place (after an optional per-head RMS norm) and writes k and v into the KV
-// blocks.
+// Rotates q and k in place (after an optional norm) and writes k and v into the KV blocks.
 struct QkvArgs {
   float* q = nullptr;  // [rows, q_heads * head_dim]
   float* k = nullptr;  // [rows, kv_heads * head_dim]
   const float* v = nullptr;
-  int64_t stride = 0;             // floats between rows, of all three
-  const float* q_norm = nullptr;  // [head_dim] or null
+  int64_t stride = 0;  // floats between rows, of all three
+  QkNorm norm = QkNorm::kHeadRms;
+  const float* q_norm = nullptr;  // its weights for the heads here, or null: none
   const float* k_norm = nullptr;
   float eps = 0;
+  // kRowRms: [rows, 2], what SumSquares says of all heads of q and k, elsewhere too; and how many
+  // columns those have.
+  const float* squares = nullptr;
+  int q_cols = 0, k_cols = 0;
+  const float* q_scale = nullptr;   // [positions] or null: multiplies q, behind norm and rotation
   const RopeTable* rope = nullptr;  // null: no rotation
 };
 
@@ -148,8 +165,20 @@ struct RouterArgs {
   bool sigmoid = false;                // weights are sigmoid(logit), in place of the softmax
   const float* choice_bias = nullptr;  // [experts] or null; sigmoid: experts are chosen by
                                        // sigmoid(logit) + this
+  // sigmoid: of so many groups of equally many experts, in order, those take part whose two best
+  // have the largest sums (DeepSeek-V3, arXiv 2412.19437, section 2.1.2). At most
+  // kMaxExpertGroups; groups_used groups have at least `used` experts, a group at least 2.
+  int groups = 1;
+  int groups_used = 1;
 };
 inline constexpr int kMaxRoutedExperts = 1024;
+inline constexpr int kMaxExpertGroups = 32;
+
+struct FfnWeights {
+  const PackedMatrix* gate = nullptr;  // [ffn, cols]
+  const PackedMatrix* up = nullptr;
+  Activation activation = Activation::kSwiGlu;
+};
 
 struct ExpertWeights {
   absl::Span<const PackedMatrix> gate, up, down;  // one per expert
@@ -176,6 +205,11 @@ struct LogitCandidate {
 struct DecodeStep {
   absl::Span<const Segment> segments;
   absl::Span<const int32_t> ids;  // what Embed is called with; empty: it is not
+  int rows_max = 0;               // for which the ops may be called
+  // Null: this rank decides alone. Else the ops hold sums with other ranks, which record and replay
+  // the same steps or none: called when this rank has recorded one, or failed to, by all of them
+  // alike. Answers whether all have.
+  std::function<absl::StatusOr<bool>(bool recorded)> agree = nullptr;
 };
 
 class Backend {
@@ -230,6 +264,10 @@ class Backend {
   virtual absl::StatusOr<std::unique_ptr<CopyEngine>> MakeCopies();
   // Memory of the device that another rank of the host may write to. Goes before the backend does.
   virtual absl::StatusOr<std::unique_ptr<PeerMailbox>> MakeMailbox(int64_t slot_bytes);
+  // This rank's part of sums among `ranks` of the host with a device each. A watch of the queue may
+  // own it.
+  virtual absl::StatusOr<std::unique_ptr<PeerSums>> MakePeerSums(PeerMemory memory, int rank,
+                                                                 int ranks);
   // The device's queue, for libraries that enqueue on it; null for CPUs.
   virtual DeviceQueue* queue() { return nullptr; }
   // kUnavailable when the device failed in one of the ops before: their results are garbage.
@@ -247,16 +285,28 @@ class Backend {
   virtual absl::Status Step(const DecodeStep& step, absl::FunctionRef<absl::Status(int rows)> ops) {
     return ops(static_cast<int>(step.segments.size()));
   }
+  // Whether steps are replayed, as far as is known before the first.
+  virtual bool replays_steps() const { return false; }
 
-  // out[i] = row ids[i] of table, zeros where ids[i] < 0 (another rank's row). out is [n,
-  // table.cols].
-  virtual void Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float* out) = 0;
-  // y = x * weight / rms(x)
-  virtual void RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows,
-                       int cols, float* out, int64_t out_stride) = 0;
+  // out[i] = row ids[i] of table times scale, zeros where ids[i] < 0 (another rank's row). out is
+  // [n, table.cols].
+  virtual void Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float scale,
+                     float* out) = 0;
+  // out [rows, cols] = what a linear layer would be given; it may be the input's x. REQUIRES: a
+  // norm.
+  virtual void Norm(const LinearInput& input, int rows, int cols, float* out,
+                    int64_t out_stride) = 0;
   // Every output of one input in one pass over the threads (q, k, v; gate, up).
   virtual void Linear(const LinearInput& input, int cols, RowCount rows,
                       absl::Span<const LinearOutput> outputs) = 0;
+  // out (+)= out.weight * activation(gate(n), up(n)) + out.bias, n = input[row]. What two calls of
+  // Linear say, with gate and up [rows, ffn] between them: these are scratch, of which a device may
+  // use what it wants.
+  virtual void Ffn(const LinearInput& input, int cols, RowCount rows, const FfnWeights& ffn,
+                   float* gate, float* up, const LinearOutput& out);
+  // sums[row, i] = of the squares of columns runs[i] of x; a run may be empty.
+  virtual void SumSquares(const float* x, int64_t stride, const ColumnRun (&runs)[2], int rows,
+                          float* sums) = 0;
   virtual void QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer& kv,
                           absl::Span<const Segment> segments) = 0;
   // out [rows, q_heads * head_dim], causal, over the KV blocks (which already hold this batch's
@@ -267,6 +317,7 @@ class Backend {
   virtual void Route(const RouterArgs& args, int rows, int32_t* ids, float* weights) = 0;
   // out[row] = sum over its experts e of weight * down_e(activation(gate_e(n), up_e(n))), n =
   // input[row].
+  // weights null: all 1.
   virtual void Experts(const LinearInput& input, int cols, RowCount rows, const int32_t* ids,
                        const float* weights, int used, const ExpertWeights& experts, float* out,
                        int64_t out_stride) = 0;

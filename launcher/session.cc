@@ -12,6 +12,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "comm/net_interface.h"
@@ -55,6 +56,7 @@ RankReport MakeReport(const Rank& rank, const Communicator& world) {
   RankReport r;
   std::snprintf(r.host, sizeof r.host, "%s", world.host(world.rank()).c_str());
   std::snprintf(r.backend, sizeof r.backend, "%s", rank.DescribeBackend().c_str());
+  std::snprintf(r.transport, sizeof r.transport, "%s", rank.mesh().transport().c_str());
   r.peak_bytes = PeakBytes();
   r.memory = rank.memory();
   r.layer_begin = static_cast<int>(rank.mesh().plan().layers.begin);
@@ -472,6 +474,9 @@ std::string FormatReports(const std::vector<RankReport>& reports) {
         "peak {:.1f} MB\n",
         r, x.host, x.backend, x.layer_begin, x.layer_end - 1, mb(x.memory.weights), mb(x.memory.kv),
         mb(x.memory.workspace), mb(x.peak_bytes));
+    if (reports.size() > 1 && absl::StartsWith(x.backend, "cuda")) {
+      out += fmt::format("rank {} exchanges by {}\n", r, x.transport);
+    }
     if (x.pages_out + x.pages_in + x.pages_failed > 0) {
       out += fmt::format("rank {} KV pages on disk: {} written, {} read back, {} lost", r,
                          x.pages_out, x.pages_in, x.pages_failed);

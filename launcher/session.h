@@ -21,7 +21,8 @@ namespace shoal {
 struct RankReport {
   char host[64] = {};
   char backend[64] = {};
-  int64_t peak_bytes = 0;  // VmHWM of the process
+  char transport[256] = {};  // Mesh::transport()
+  int64_t peak_bytes = 0;    // VmHWM of the process
   RankMemory memory;
   int layer_begin = 0, layer_end = 0;
   // Streaming from disk: zeros when everything is in memory.

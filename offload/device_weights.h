@@ -53,7 +53,7 @@ class DeviceWeights final : public WeightSource {
   absl::StatusOr<const uint8_t*> Acquire(int unit) override;
   void Release(int unit) override;
   void Prefetch(absl::Span<const int> units) override;
-  bool fixed() const override { return ring_.size() == 0 && experts_.size() == 0; }
+  bool fixed(int unit) const override { return offset_[unit] >= 0; }
 
   int64_t bytes_streamed() const { return bytes_streamed_; }
   int64_t bytes_held() const { return resident_.size() + ring_.size() + experts_.size(); }

@@ -25,8 +25,8 @@ class WeightSource {
   virtual absl::StatusOr<const uint8_t*> AcquireRows(int unit, absl::Span<const int32_t> rows) {
     return Acquire(unit);
   }
-  // Whether every unit stays where its first Acquire found it.
-  virtual bool fixed() const { return false; }
+  // Whether the unit is in memory and stays where its first Acquire found it, held or not.
+  virtual bool fixed(int unit) const { return false; }
   // These units (a layer's chosen experts) are acquired next: read them side by side instead of one
   // by one.
   virtual void Prefetch(absl::Span<const int> units) {}
@@ -39,7 +39,7 @@ class ResidentWeights final : public WeightSource {
       : base_(base), offsets_(std::move(offsets)) {}
   absl::StatusOr<const uint8_t*> Acquire(int unit) override { return base_ + offsets_[unit]; }
   void Release(int) override {}
-  bool fixed() const override { return true; }
+  bool fixed(int) const override { return true; }
 
  private:
   const uint8_t* base_;

@@ -28,6 +28,10 @@ class Mesh {
   Communicator& world() const { return *world_; }
   // Device memory: sums inside a stage, hidden states between stages.
   Communicator& tp() const { return device_tp_ != nullptr ? *device_tp_ : *tp_; }
+  // Numbers of the largest sum inside the stage that a recorded step may hold.
+  int64_t recordable_sum() const { return recordable_sum_; }
+  // Collective over the stage: whether all its ranks say yes.
+  absl::StatusOr<bool> AllAgree(bool mine) const;
   Communicator& pipeline() const { return device_world_ != nullptr ? *device_world_ : *world_; }
   const RankPlan& plan() const { return plan_; }
   int stages() const { return stages_; }
@@ -43,6 +47,7 @@ class Mesh {
   std::unique_ptr<Communicator> device_tp_, device_world_;  // null: device memory is host memory
   RankPlan plan_;
   int stages_ = 1;
+  int64_t recordable_sum_ = 0;
   std::string transport_ = "host memory";
 };
 

@@ -8,7 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/status_macros.h"
-#include "parallel/linear.h"
 
 namespace shoal {
 
@@ -91,7 +90,9 @@ absl::Status Model::Forward(const Batch& batch) {
   }
   if (IsDecodeStep(batch)) {
     const auto ids = absl::MakeConstSpan(local_ids_).first(plan_.first_stage ? batch.rows() : 0);
-    SHOAL_RETURN_IF_ERROR(backend_.Step({segments_, ids}, [&](int rows) {
+    DecodeStep step = {segments_, ids, RowsOfStep()};
+    if (mesh_.tp().size() > 1) step.agree = [this](bool mine) { return mesh_.AllAgree(mine); };
+    SHOAL_RETURN_IF_ERROR(backend_.Step(step, [&](int rows) {
       rows_.decode = rows;
       return RunLayers(batch);
     }));
@@ -118,12 +119,14 @@ absl::Status Model::Embed(const Batch& batch) {
   const auto ids = absl::MakeConstSpan(local_ids_).first(batch.rows());
   SHOAL_ASSIGN_OR_RETURN(const uint8_t* rows, weights_.AcquireRows(embedding_unit_, ids));
   const Unit w(weights_, embedding_unit_, layout_.units[embedding_unit_], rows);
-  backend_.Embed(w.matrix(Role::kEmbedding), absl::MakeSpan(local_ids_).first(batch.rows()), x_);
+  backend_.Embed(w.matrix(Role::kEmbedding), absl::MakeSpan(local_ids_).first(batch.rows()),
+                 config_.embedding_scale, x_);
   // One rank's row and zeros from the others: exact only in f32.
-  return mesh_.tp().AllReduceSum(x_, int64_t{batch.rows()} * config_.dim, Wire::kF32);
+  return mesh_.tp().AllReduceSum(x_, int64_t{rows_.total()} * config_.dim, Wire::kF32);
 }
 
-// x += o(attention(rope(q), rope(k), v)), q k v = norm(x)
+// x += o(attention(rope(q), rope(k), v)), q k v = norm(x), through the norm behind it where there
+// is one; left in partial_ where the FFN is parallel
 absl::Status Model::Attention(int layer) {
   SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kAttention, layer));
   const AttentionShape heads = HeadsOf(layer, w.vector(Role::kSinks));
@@ -131,41 +134,74 @@ absl::Status Model::Attention(int layer) {
   const int64_t qw = q.shape.rows, kw = k.shape.rows, width = qw + kw + v.shape.rows;
   float *q_out = qkv_, *k_out = qkv_ + qw, *v_out = qkv_ + qw + kw;
 
-  SHOAL_RETURN_IF_ERROR(ColumnLinear(
-      backend_, LinearInput::RmsNorm(x_, config_.dim, w.vector(Role::kAttnNorm), config_.norm_eps),
-      config_.dim, rows_,
-      {{&q, w.vector(Role::kQBias), q_out, width, false},
-       {&k, w.vector(Role::kKBias), k_out, width, false},
-       {&v, w.vector(Role::kVBias), v_out, width, false}}));
+  SHOAL_RETURN_IF_ERROR(ColumnLinear(backend_, Norm(x_, w.vector(Role::kAttnNorm)), config_.dim,
+                                     rows_,
+                                     {{&q, w.vector(Role::kQBias), q_out, width, false},
+                                      {&k, w.vector(Role::kKBias), k_out, width, false},
+                                      {&v, w.vector(Role::kVBias), v_out, width, false}}));
 
-  const RopeTable rope = rope_.view();
+  const float* squares = nullptr;
+  if (config_.qk_norm == QkNorm::kRowRms) {
+    SHOAL_ASSIGN_OR_RETURN(squares, SquaresOfRows(static_cast<int>(qw), static_cast<int>(kw)));
+  }
+  const RopeTable rope = rope_.view(config_.window_of(layer) > 0);
+  const bool rotates = config_.rotates(layer);
   const KvLayer kv = kv_.layer(layer - static_cast<int>(plan_.layers.begin));
   if (!streamed_.empty()) backend_.BeginBatch();  // the ops below have segments of their own
-  backend_.QkvToCache({q_out, k_out, v_out, width, w.vector(Role::kQNorm), w.vector(Role::kKNorm),
-                       config_.norm_eps, &rope},
-                      heads, kv, segments_);
+  backend_.QkvToCache(
+      {.q = q_out,
+       .k = k_out,
+       .v = v_out,
+       .stride = width,
+       .norm = rotates || config_.qk_norm != QkNorm::kPlain ? config_.qk_norm : QkNorm::kHeadRms,
+       .q_norm = w.vector(Role::kQNorm),
+       .k_norm = w.vector(Role::kKNorm),
+       .eps = config_.norm_eps,
+       .squares = squares,
+       .q_cols = config_.heads * config_.head_dim,
+       .k_cols = config_.kv_heads * config_.head_dim,
+       .q_scale = config_.has_temperature(layer) ? rope_.temperatures() : nullptr,
+       .rope = rotates ? &rope : nullptr},
+      heads, kv, segments_);
   if (!streamed_.empty()) backend_.BeginBatch();
   if (!in_memory_.empty()) backend_.Attention(q_out, width, heads, kv, in_memory_, attended_, qw);
   for (const Streamed& s : streamed_) {
     SHOAL_RETURN_IF_ERROR(AttendStreamed(s, layer, heads, q_out, width, attended_, qw));
   }
 
-  return RowLinear(backend_, mesh_.tp(), wire_, LinearInput::Plain(attended_, qw),
-                   static_cast<int>(qw), rows_, w.matrix(Role::kO), w.vector(Role::kOBias),
-                   partial_, x_);
+  const LinearInput attended = LinearInput::Plain(attended_, qw);
+  const PackedMatrix o = w.matrix(Role::kO);
+  if (config_.parallel_ffn) {  // which adds its part to this, and sums both
+    backend_.Linear(attended, static_cast<int>(qw), rows_,
+                    {{&o, w.vector(Role::kOBias), partial_, config_.dim, false}});
+    return absl::OkStatus();
+  }
+  return RowLinear(backend_, mesh_.tp(), wire_, attended, static_cast<int>(qw), rows_, o,
+                   w.vector(Role::kOBias), Sum(w.vector(Role::kAttnPostNorm)));
+}
+
+// What norms of whole rows divide by: the squares of all heads of q and of k, on all ranks. A KV
+// head that several ranks hold counts on the one where its first query head is.
+absl::StatusOr<const float*> Model::SquaresOfRows(int q_cols, int k_cols) {
+  const bool begun_before = plan_.q_heads.begin % config_.group() != 0;
+  const int own = q_cols + (begun_before ? config_.head_dim : 0);
+  backend_.SumSquares(qkv_, q_cols + 2 * k_cols, {{0, q_cols}, {own, q_cols + k_cols}},
+                      rows_.total(), squares_);
+  SHOAL_RETURN_IF_ERROR(mesh_.tp().AllReduceSum(squares_, int64_t{2} * rows_.total(), Wire::kF32));
+  return squares_;
 }
 
 AttentionShape Model::HeadsOf(int layer, const float* sinks) const {
   AttentionShape heads = heads_;
   heads.window = config_.window_of(layer);
+  heads.chunked = config_.chunked;
   heads.sinks = sinks;
   return heads;
 }
 
 // A window's rows do not see the pages before it.
 int Model::FirstPage(const Streamed& s, int layer) const {
-  const int window = config_.window_of(layer);
-  const int visible = window > 0 ? std::max(0, segments_[s.segment].pos - window + 1) : 0;
+  const int visible = HeadsOf(layer, nullptr).FirstVisible(segments_[s.segment].pos);
   return std::min(s.pages, visible / (kKvPageBlocks * kKvBlockTokens));
 }
 
@@ -217,34 +253,31 @@ absl::Status Model::FeedForward(int layer) {
   return config_.has_experts(layer) ? MixtureOfExperts(layer) : Mlp(layer);
 }
 
-// activation(gate(input), up(input)): what down multiplies.
-LinearInput Model::GateAndUp(const LinearInput& input, const PackedMatrix& gate,
-                             const PackedMatrix& up) {
-  const int64_t ffn = gate.shape.rows;
-  float* up_out = gate_ + int64_t{limits_.rows} * ffn;
-  backend_.Linear(input, config_.dim, rows_,
-                  {{&gate, nullptr, gate_, ffn, false}, {&up, nullptr, up_out, ffn, false}});
-  return LinearInput::Gated(config_.activation, gate_, up_out, ffn);
-}
-
 // x += down(activation(gate(n), up(n))), n = norm(x)
 absl::Status Model::Mlp(int layer) {
   SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kFfn, layer));
-  const PackedMatrix gate = w.matrix(Role::kGate);
-  const LinearInput hidden =
-      GateAndUp(LinearInput::RmsNorm(x_, config_.dim, w.vector(Role::kFfnNorm), config_.norm_eps),
-                gate, w.matrix(Role::kUp));
-  return RowLinear(backend_, mesh_.tp(), wire_, hidden, static_cast<int>(gate.shape.rows), rows_,
-                   w.matrix(Role::kDown), nullptr, partial_, x_);
+  const PackedMatrix gate = w.matrix(Role::kGate), up = w.matrix(Role::kUp),
+                     down = w.matrix(Role::kDown);
+  const FfnWeights ffn = {&gate, &up, config_.activation};
+  const LinearInput input = Norm(x_, w.vector(Role::kFfnNorm));
+  float* up_out = gate_ + int64_t{limits_.rows} * gate.shape.rows;
+  if (config_.parallel_ffn) {  // beside attention's part
+    backend_.Ffn(input, config_.dim, rows_, ffn, gate_, up_out,
+                 {&down, nullptr, partial_, config_.dim, true});
+    return ReduceInto(backend_, mesh_.tp(), wire_, Sum(nullptr), rows_.total(), config_.dim);
+  }
+  return ParallelFfn(backend_, mesh_.tp(), wire_, input, config_.dim, rows_, ffn, down, gate_,
+                     up_out, Sum(w.vector(Role::kFfnPostNorm)));
 }
 
 // partial += the FFN that every token takes beside its experts
 absl::Status Model::AddSharedExpert(int layer, const LinearInput& input) {
   SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kFfn, layer));
-  const PackedMatrix gate = w.matrix(Role::kSharedGate), down = w.matrix(Role::kSharedDown);
-  const LinearInput hidden = GateAndUp(input, gate, w.matrix(Role::kSharedUp));
-  backend_.Linear(hidden, static_cast<int>(gate.shape.rows), rows_,
-                  {{&down, nullptr, partial_, config_.dim, true}});
+  const PackedMatrix gate = w.matrix(Role::kSharedGate), up = w.matrix(Role::kSharedUp),
+                     down = w.matrix(Role::kSharedDown);
+  backend_.Ffn(input, config_.dim, rows_, {&gate, &up, config_.activation}, gate_,
+               gate_ + int64_t{limits_.rows} * gate.shape.rows,
+               {&down, nullptr, partial_, config_.dim, true});
   return absl::OkStatus();
 }
 
@@ -252,8 +285,7 @@ absl::Status Model::AddSharedExpert(int layer, const LinearInput& input) {
 // expert.
 absl::Status Model::MixtureOfExperts(int layer) {
   SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kRouter, layer));
-  const LinearInput input =
-      LinearInput::RmsNorm(x_, config_.dim, w.vector(Role::kFfnNorm), config_.norm_eps);
+  const LinearInput input = Norm(x_, w.vector(Role::kFfnNorm));
   const PackedMatrix router = w.matrix(Role::kRouter);
   backend_.Linear(input, config_.dim, rows_,
                   {{&router, w.vector(Role::kRouterBias), router_, config_.experts, false}});
@@ -265,8 +297,29 @@ absl::Status Model::MixtureOfExperts(int layer) {
   route.sigmoid = config_.sigmoid_router;
   route.choice_bias = w.vector(Role::kChoiceBias);
   route.scale = config_.expert_scale;
+  route.groups = config_.expert_groups;
+  route.groups_used = config_.expert_groups_used;
   backend_.Route(route, rows_.total(), expert_ids_, expert_weights_);
 
+  // Where a layer's experts all stay in place, nobody here needs to know which were chosen.
+  const ExpertTables* tables = fixed_experts_[layer - plan_.layers.begin].get();
+  ExpertTables chosen(tables == nullptr ? config_.experts : 0);
+  std::vector<Unit> held;  // until the product is done
+  if (tables == nullptr) {
+    SHOAL_RETURN_IF_ERROR(HoldChosenExperts(layer, chosen, held));
+    tables = &chosen;
+  }
+  LinearInput weighted = input;
+  const float* weights = expert_weights_;
+  if (config_.weigh_expert_input) weighted.row_scale = std::exchange(weights, nullptr);
+  backend_.Experts(weighted, config_.dim, rows_, expert_ids_, weights, config_.experts_used,
+                   tables->view(config_.activation), partial_, config_.dim);
+  if (config_.shared_ffn > 0) SHOAL_RETURN_IF_ERROR(AddSharedExpert(layer, input));
+  return ReduceInto(backend_, mesh_.tp(), wire_, Sum(nullptr), rows_.total(), config_.dim);
+}
+
+// Waits for the router, and gets the experts that it chose from where they are.
+absl::Status Model::HoldChosenExperts(int layer, ExpertTables& tables, std::vector<Unit>& held) {
   std::vector<bool> used(config_.experts, false);
   const int choices = rows_.total() * config_.experts_used;
   const auto* ids = static_cast<const int32_t*>(
@@ -277,8 +330,6 @@ absl::Status Model::MixtureOfExperts(int layer) {
     if (used[e]) chosen.push_back(IndexOf(WeightUnit::Kind::kExpert, layer, e));
   }
   weights_.Prefetch(chosen);
-  std::vector<Unit> held;  // until the product is done
-  ExpertTables tables(config_.experts);
   for (int e = 0; e < config_.experts; ++e) {
     const WeightUnit& layout = layout_.units[IndexOf(WeightUnit::Kind::kExpert, layer, e)];
     const uint8_t* base = nullptr;  // experts that no row chose have a shape only
@@ -289,10 +340,7 @@ absl::Status Model::MixtureOfExperts(int layer) {
     }
     tables.Set(e, layout, base);
   }
-  backend_.Experts(input, config_.dim, rows_, expert_ids_, expert_weights_, config_.experts_used,
-                   tables.view(config_.activation), partial_, config_.dim);
-  if (config_.shared_ffn > 0) SHOAL_RETURN_IF_ERROR(AddSharedExpert(layer, input));
-  return ReduceInto(backend_, mesh_.tp(), wire_, partial_, x_, rows_.total(), config_.dim);
+  return absl::OkStatus();
 }
 
 absl::Status Model::Head(const float* hidden, int n, bool prefill) {
@@ -304,9 +352,9 @@ absl::Status Model::Head(const float* hidden, int n, bool prefill) {
   const WeightUnit::Kind kind = tied ? WeightUnit::Kind::kEmbedding : WeightUnit::Kind::kHead;
   SHOAL_ASSIGN_OR_RETURN(const Unit table, Get(kind, -1));
   const PackedMatrix head = table.matrix(tied ? Role::kEmbedding : Role::kHead);
-  backend_.Linear(LinearInput::RmsNorm(OnDevice(hidden, n), config_.dim,
-                                       w.vector(Role::kOutputNorm), config_.norm_eps),
-                  config_.dim, prefill ? RowCount{0, n} : RowCount{n, 0},
+  LinearInput input = Norm(OnDevice(hidden, n), w.vector(Role::kOutputNorm));
+  input.scale = config_.logit_scale;
+  backend_.Linear(input, config_.dim, prefill ? RowCount{0, n} : RowCount{n, 0},
                   {{&head, nullptr, logits_.as<float>(), vocab_rows(), false}});
   return absl::OkStatus();
 }
@@ -340,8 +388,8 @@ bool Model::ReduceLogits(absl::Span<const LogitRequest> requests, int candidates
 absl::Status Model::FinalNorm(const float* hidden, float* out) {
   SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kHead, -1));
   const int64_t bytes = config_.dim * static_cast<int64_t>(sizeof(float));
-  backend_.RmsNorm(OnDevice(hidden, 1), config_.dim, w.vector(Role::kOutputNorm), config_.norm_eps,
-                   1, config_.dim, partial_, config_.dim);
+  backend_.Norm(Norm(OnDevice(hidden, 1), w.vector(Role::kOutputNorm)), 1, config_.dim, partial_,
+                config_.dim);
   backend_.Copy(out, partial_, bytes);
   return absl::OkStatus();
 }
@@ -353,11 +401,12 @@ int Model::IndexOf(WeightUnit::Kind kind, int layer, int expert) const {
   if (kind == WeightUnit::Kind::kHead) return head_unit_;
   const std::vector<int>& units = units_of_layer_[layer - plan_.layers.begin];
   if (kind == WeightUnit::Kind::kAttention) return units[0];
-  const int shared = config_.shared_ffn > 0 && config_.has_experts(layer) ? 1 : 0;
-  return units[kind == WeightUnit::Kind::kExpert ? 2 + shared + expert
-               : kind == WeightUnit::Kind::kFfn  ? 1 + shared
-                                                 : 1];
+  if (kind == WeightUnit::Kind::kExpert) return units[FirstExpert() + expert];
+  return units[kind == WeightUnit::Kind::kFfn && config_.has_experts(layer) ? 2 : 1];
 }
+
+// The index of a layer's first expert among its units: attention, router, and the FFN beside them.
+int Model::FirstExpert() const { return config_.shared_ffn > 0 ? 3 : 2; }
 
 absl::StatusOr<Model::Unit> Model::Get(WeightUnit::Kind kind, int layer, int expert) {
   const int index = IndexOf(kind, layer, expert);
@@ -398,12 +447,38 @@ absl::Status Model::PrepareRuns(const Batch& batch) {
   return absl::OkStatus();
 }
 
-// Whether the pass is the same ops over other rows each time: nothing streamed or chosen by the
-// host, no sums between ranks.
+// Most rows of a step whose sums between ranks only enqueue.
+int Model::RowsOfStep() const {
+  return static_cast<int>(std::min<int64_t>(mesh_.recordable_sum() / config_.dim, limits_.rows));
+}
+
+// Whether the pass is the same ops over other rows each time: nothing streamed, so that the host
+// need not know which experts were chosen, and no sums between ranks that the host takes part in.
 bool Model::IsDecodeStep(const Batch& batch) const {
   return batch.decode_rows == batch.rows() && segments_.size() == in_memory_.size() &&
-         static_cast<int>(segments_.size()) == batch.rows() && config_.experts == 0 &&
-         mesh_.tp().size() == 1 && weights_.fixed();
+         static_cast<int>(segments_.size()) == batch.rows() && batch.rows() <= RowsOfStep() &&
+         all_fixed_;
+}
+
+absl::Status Model::FindFixedWeights() {
+  fixed_experts_.resize(units_of_layer_.size());
+  all_fixed_ = !plan_.first_stage || weights_.fixed(embedding_unit_);
+  const auto fixed = [this](int unit) { return weights_.fixed(unit); };
+  for (size_t i = 0; i < units_of_layer_.size(); ++i) {
+    const std::vector<int>& units = units_of_layer_[i];
+    all_fixed_ = all_fixed_ && std::all_of(units.begin(), units.end(), fixed);
+    const int layer = static_cast<int>(plan_.layers.begin) + static_cast<int>(i);
+    if (!config_.has_experts(layer)) continue;
+    const int first = FirstExpert();
+    if (!std::all_of(units.begin() + first, units.end(), fixed)) continue;
+    auto tables = std::make_unique<ExpertTables>(config_.experts);
+    for (int e = 0; e < config_.experts; ++e) {
+      SHOAL_ASSIGN_OR_RETURN(const Unit w, Get(WeightUnit::Kind::kExpert, layer, e));
+      tables->Set(e, layout_.units[units[first + e]], w.base());
+    }
+    fixed_experts_[i] = std::move(tables);
+  }
+  return absl::OkStatus();
 }
 
 void Model::KeepLogitRows(const Batch& batch) {
@@ -445,7 +520,7 @@ Model::Model(const ModelConfig& config, const WeightLayout& layout, const ModelL
   heads_.q_head_begin = static_cast<int>(plan_.q_heads.begin);
   heads_.kv_head_begin = static_cast<int>(plan_.kv_heads.begin);
   heads_.group = config.group();
-  heads_.scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
+  heads_.scale = 1.0f / std::sqrt(static_cast<float>(config.score_dim()));
   units_of_layer_.resize(plan_.layers.size());
   for (size_t i = 0; i < layout.units.size(); ++i) {
     const WeightUnit& u = layout.units[i];
@@ -455,6 +530,8 @@ Model::Model(const ModelConfig& config, const WeightLayout& layout, const ModelL
   }
 }
 
+Model::~Model() = default;
+
 absl::StatusOr<std::unique_ptr<Model>> Model::Create(
     const ModelConfig& config, const WeightLayout& layout, const ModelLimits& limits, Wire wire,
     const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv, KvPager* pager) {
@@ -463,6 +540,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(
   SHOAL_RETURN_IF_ERROR(backend.Reserve(BackendLimits(config, mesh.plan(), limits)));
   SHOAL_ASSIGN_OR_RETURN(model->rope_, RopeTables::Create(backend, config, limits.context));
   SHOAL_RETURN_IF_ERROR(model->Allocate());
+  SHOAL_RETURN_IF_ERROR(model->FindFixedWeights());
   return model;
 }
 
@@ -491,7 +569,7 @@ Backend::Limits Model::BackendLimits(const ModelConfig& config, const RankPlan& 
 namespace {
 
 struct Sizes {
-  int64_t x, qkv, attended, ffn, router, experts;
+  int64_t x, qkv, squares, attended, ffn, router, experts;
 };
 
 Sizes ActivationSizes(const ModelConfig& c, const RankPlan& plan, const ModelLimits& limits) {
@@ -500,8 +578,14 @@ Sizes ActivationSizes(const ModelConfig& c, const RankPlan& plan, const ModelLim
   const int64_t ffn =
       c.experts > 0 ? std::max(plan.dense_ffn.size(), plan.shared_ffn.size()) : plan.ffn.size();
   const auto aligned = [](int64_t floats) { return (floats + 15) / 16 * 16; };
-  return {aligned(rows * c.dim),   aligned(rows * (q + 2 * kv)), aligned(rows * q),
-          aligned(2 * rows * ffn), aligned(rows * c.experts),    aligned(rows * c.experts_used)};
+  const int64_t squares = c.qk_norm == QkNorm::kRowRms ? 2 * rows : 0;
+  return {aligned(rows * c.dim),
+          aligned(rows * (q + 2 * kv)),
+          aligned(squares),
+          aligned(rows * q),
+          aligned(2 * rows * ffn),
+          aligned(rows * c.experts),
+          aligned(rows * c.experts_used)};
 }
 
 }  // namespace
@@ -509,7 +593,7 @@ Sizes ActivationSizes(const ModelConfig& c, const RankPlan& plan, const ModelLim
 int64_t Model::ActivationBytes(const ModelConfig& config, const RankPlan& plan,
                                const ModelLimits& limits) {
   const Sizes s = ActivationSizes(config, plan, limits);
-  return (2 * s.x + s.qkv + s.attended + s.ffn + s.router + 2 * s.experts) *
+  return (2 * s.x + s.qkv + s.squares + s.attended + s.ffn + s.router + 2 * s.experts) *
          static_cast<int64_t>(sizeof(float));
 }
 
@@ -530,6 +614,7 @@ absl::Status Model::Allocate() {
   x_ = take(s.x);
   partial_ = take(s.x);
   qkv_ = take(s.qkv);
+  squares_ = take(s.squares);
   attended_ = take(s.attended);
   gate_ = take(s.ffn);
   router_ = take(s.router);

@@ -15,6 +15,7 @@
 #include "offload/weight_source.h"
 #include "parallel/batch.h"
 #include "parallel/kv_cache.h"
+#include "parallel/linear.h"
 #include "parallel/mesh.h"
 #include "parallel/rope.h"
 #include "shard/weight_layout.h"
@@ -34,6 +35,7 @@ class Model {
   static absl::StatusOr<std::unique_ptr<Model>> Create(
       const ModelConfig& config, const WeightLayout& layout, const ModelLimits& limits, Wire wire,
       const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv, KvPager* pager);
+  ~Model();
 
   // What the backend must reserve, and the bytes of the model's own activations, for the plan.
   static Backend::Limits BackendLimits(const ModelConfig& config, const RankPlan& plan,
@@ -73,10 +75,13 @@ class Model {
   Model(const ModelConfig& config, const WeightLayout& layout, const ModelLimits& limits, Wire wire,
         const Mesh& mesh, Backend& backend, WeightSource& weights, KvCache& kv, KvPager* pager);
   absl::Status Allocate();
+  int FirstExpert() const;
   int IndexOf(WeightUnit::Kind kind, int layer, int expert = -1) const;
   absl::StatusOr<Unit> Get(WeightUnit::Kind kind, int layer, int expert = -1);
   absl::Status RunLayers(const Batch& batch);
+  int RowsOfStep() const;
   bool IsDecodeStep(const Batch& batch) const;
+  absl::Status FindFixedWeights();
   absl::Status Embed(const Batch& batch);
   absl::Status Attention(int layer);
   AttentionShape HeadsOf(int layer, const float* sinks) const;
@@ -91,10 +96,16 @@ class Model {
   absl::Status AttendStreamed(const Streamed& s, int layer, const AttentionShape& heads,
                               const float* q, int64_t q_stride, float* out, int64_t out_stride);
   absl::Status FeedForward(int layer);
-  LinearInput GateAndUp(const LinearInput& input, const PackedMatrix& gate, const PackedMatrix& up);
+  LinearInput Norm(const float* x, const float* weight) const {
+    return LinearInput::Norm(config_.norm, x, config_.dim, weight, config_.norm_eps);
+  }
+  // What partial_ is added to; `norm`: weights of the norm of the sum, or null.
+  Residual Sum(const float* norm) const { return {x_, partial_, norm, config_.norm_eps}; }
+  absl::StatusOr<const float*> SquaresOfRows(int q_cols, int k_cols);
   absl::Status Mlp(int layer);
   absl::Status AddSharedExpert(int layer, const LinearInput& input);
   absl::Status MixtureOfExperts(int layer);
+  absl::Status HoldChosenExperts(int layer, ExpertTables& tables, std::vector<Unit>& held);
   absl::Status PrepareRuns(const Batch& batch);
   void KeepLogitRows(const Batch& batch);
   const float* OnDevice(const float* hidden, int n);
@@ -114,6 +125,9 @@ class Model {
   std::vector<std::vector<int>> units_of_layer_;  // attention, then as WeightLayout has them
   int embedding_unit_ = -1;
   int head_unit_ = -1;
+  bool all_fixed_ = false;  // every unit of the layers, and the embedding, stays where it is
+  // Of each layer its experts, where all of them stay where they are; else null.
+  std::vector<std::unique_ptr<ExpertTables>> fixed_experts_;
 
   // The batch at hand.
   RowCount rows_;
@@ -128,6 +142,7 @@ class Model {
   float* x_ = nullptr;               // [rows, dim] hidden state
   float* partial_ = nullptr;         // [rows, dim] what the all-reduce sums
   float* qkv_ = nullptr;             // [rows, (q + 2 kv heads) * head_dim]
+  float* squares_ = nullptr;         // [rows, 2], QkvArgs::squares
   float* attended_ = nullptr;        // [rows, q heads * head_dim]
   float* gate_ = nullptr;            // [rows, ffn] and up behind it
   float* router_ = nullptr;          // [rows, experts]

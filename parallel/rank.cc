@@ -201,7 +201,8 @@ absl::StatusOr<RankMemory> Rank::MemoryNeeded(const Checkpoint& checkpoint,
   if (backend.shares_host_memory()) m.kv += KvStagingBytes(config, options, plan);
   m.kv += KvWindowBlocks(options) * KvShapeOf(config, options, plan).block_bytes();
   m.workspace = backend.WorkspaceBytes(Model::BackendLimits(config, plan, limits)) +
-                Model::ActivationBytes(config, plan, limits);
+                Model::ActivationBytes(config, plan, limits) +
+                RopeTables::Bytes(config, limits.context);
   if (plan.last_stage)
     m.workspace += int64_t{kLogitSlice} * plan.vocab.size() * static_cast<int64_t>(sizeof(float));
   return m;

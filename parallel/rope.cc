@@ -45,10 +45,19 @@ std::vector<double> Frequencies(const ModelConfig& c) {
   return frequencies;
 }
 
+int64_t AngleBytes(const ModelConfig& c, int positions) {
+  return int64_t{positions} * (c.rotary_dim / 2) * static_cast<int64_t>(sizeof(float));
+}
+
+int64_t TemperatureBytes(int positions) {
+  return int64_t{positions} * static_cast<int64_t>(sizeof(float));
+}
+
 }  // namespace
 
-absl::StatusOr<RopeTables> RopeTables::Create(Backend& backend, const ModelConfig& config,
-                                              int positions) {
+absl::StatusOr<RopeTables::Angles> RopeTables::MakeAngles(Backend& backend,
+                                                          const ModelConfig& config,
+                                                          int positions) {
   const std::vector<double> frequencies = Frequencies(config);
   const RopeScaling& s = config.rope_scaling;
   const double magnitude =
@@ -61,20 +70,52 @@ absl::StatusOr<RopeTables> RopeTables::Create(Backend& backend, const ModelConfi
       sin[p * half + i] = static_cast<float>(std::sin(p * frequencies[i]) * magnitude);
     }
   }
+  Angles angles;
+  const int64_t bytes = AngleBytes(config, positions);
+  SHOAL_ASSIGN_OR_RETURN(angles.cos, backend.Allocate(bytes));
+  SHOAL_ASSIGN_OR_RETURN(angles.sin, backend.Allocate(bytes));
+  backend.Copy(angles.cos.data(), cos.data(), bytes);
+  backend.Copy(angles.sin.data(), sin.data(), bytes);
+  return angles;
+}
+
+int64_t RopeTables::Bytes(const ModelConfig& config, int positions) {
+  const int tables = config.window_rope_base > 0 ? 2 : 1;
+  const int64_t temperatures = config.temperature_length > 0 ? TemperatureBytes(positions) : 0;
+  return 2 * tables * AngleBytes(config, positions) + temperatures;
+}
+
+absl::StatusOr<RopeTables> RopeTables::Create(Backend& backend, const ModelConfig& config,
+                                              int positions) {
   RopeTables tables;
   tables.rotary_dim_ = config.rotary_dim;
   tables.positions_ = positions;
   tables.neox_ = config.rope_neox;
-  const int64_t bytes = static_cast<int64_t>(cos.size() * sizeof(float));
-  SHOAL_ASSIGN_OR_RETURN(tables.cos_, backend.Allocate(bytes));
-  SHOAL_ASSIGN_OR_RETURN(tables.sin_, backend.Allocate(bytes));
-  backend.Copy(tables.cos_.data(), cos.data(), bytes);
-  backend.Copy(tables.sin_.data(), sin.data(), bytes);
+  SHOAL_ASSIGN_OR_RETURN(tables.all_, MakeAngles(backend, config, positions));
+  if (config.window_rope_base > 0) {
+    ModelConfig windowed = config;
+    windowed.rope_base = config.window_rope_base;
+    windowed.rope_scaling = {};
+    SHOAL_ASSIGN_OR_RETURN(tables.window_, MakeAngles(backend, windowed, positions));
+  }
+  if (config.temperature_length > 0) {
+    std::vector<float> t(positions);
+    for (int p = 0; p < positions; ++p) {
+      const double length = config.temperature_length;
+      t[p] = static_cast<float>(
+          1 + config.temperature_scale *
+                  std::log(std::floor((p + config.temperature_offset) / length) + 1));
+    }
+    const int64_t size = TemperatureBytes(positions);
+    SHOAL_ASSIGN_OR_RETURN(tables.temperatures_, backend.Allocate(size));
+    backend.Copy(tables.temperatures_.data(), t.data(), size);
+  }
   return tables;
 }
 
-RopeTable RopeTables::view() const {
-  return {cos_.as<float>(), sin_.as<float>(), rotary_dim_, positions_, neox_};
+RopeTable RopeTables::view(bool of_window) const {
+  const Angles& angles = of_window && window_.cos.data() != nullptr ? window_ : all_;
+  return {angles.cos.as<float>(), angles.sin.as<float>(), rotary_dim_, positions_, neox_};
 }
 
 }  // namespace shoal

@@ -13,13 +13,24 @@ class RopeTables {
  public:
   static absl::StatusOr<RopeTables> Create(Backend& backend, const ModelConfig& config,
                                            int positions);
-  RopeTable view() const;
+  static int64_t Bytes(const ModelConfig& config, int positions);
+  // of_window: of a layer with a window, which may have a table of its own.
+  RopeTable view(bool of_window) const;
+  // QkvArgs::q_scale of layers that do not rotate; null where there is none.
+  const float* temperatures() const { return temperatures_.as<float>(); }
 
  private:
+  struct Angles {
+    DeviceMemory cos, sin;  // f32 [positions, rotary_dim / 2], or empty
+  };
+  static absl::StatusOr<Angles> MakeAngles(Backend& backend, const ModelConfig& config,
+                                           int positions);
+
   int rotary_dim_ = 0;
   int positions_ = 0;
   bool neox_ = false;
-  DeviceMemory cos_, sin_;  // f32 [positions, rotary_dim / 2]
+  Angles all_, window_;        // window_: empty where all layers rotate alike
+  DeviceMemory temperatures_;  // f32 [positions], or empty
 };
 
 }  // namespace shoal

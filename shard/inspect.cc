@@ -95,6 +95,30 @@ const char* RopeScalingName(RopeScaling::Kind kind) {
   return "";
 }
 
+std::string Ordinal(int n) {
+  const int last = n % 100 / 10 == 1 ? 0 : n % 10;
+  return absl::StrCat(n, last == 1 ? "st" : last == 2 ? "nd" : last == 3 ? "rd" : "th");
+}
+
+std::vector<int> LayersWithWindow(const ModelConfig& m) {
+  std::vector<int> layers;
+  for (int layer = 0; layer < m.layers; ++layer) {
+    if (m.window_of(layer) > 0) layers.push_back(layer);
+  }
+  return layers;
+}
+
+std::string WindowText(const ModelConfig& m) {
+  if (m.window == 0) return "";
+  std::string text = absl::StrCat(m.chunked ? ", chunks of " : ", sliding window ", m.window);
+  if (!m.windowed.empty()) {
+    absl::StrAppend(&text, " in ", LayersWithWindow(m).size(), " of the layers");
+  } else if (m.window_period > 0) {
+    absl::StrAppend(&text, " in all but every ", Ordinal(m.window_period), " layer");
+  }
+  return text;
+}
+
 std::string ModelText(const ModelConfig& m) {
   std::string text = absl::StrCat(
       m.architecture, ", ", m.layers, " layers, dim ", m.dim, ", ", m.heads, " heads of ",
@@ -103,11 +127,10 @@ std::string ModelText(const ModelConfig& m) {
       m.shared_ffn > 0 ? absl::StrCat(" beside one of ", m.shared_ffn, " for all") : "",
       m.dense_layers > 0 ? absl::StrCat(", ", m.dense_ffn, " in the first ", m.dense_layers) : "",
       ", vocabulary ", m.vocab, ", context ", m.context);
-  if (m.window > 0) absl::StrAppend(&text, ", sliding window ", m.window);
-  if (m.window_period > 0) {
-    absl::StrAppend(&text, " in all but every ", m.window_period,
-                    m.window_period == 2 ? "nd" : "th", " layer");
+  if (m.moe_step > 1) {
+    absl::StrAppend(&text, ", ", m.dense_ffn, " in all but every ", Ordinal(m.moe_step), " layer");
   }
+  absl::StrAppend(&text, WindowText(m));
   if (m.rope_scaling.kind != RopeScaling::Kind::kNone) {
     absl::StrAppend(&text, ", rope scaling ", RopeScalingName(m.rope_scaling.kind), " ",
                     m.rope_scaling.factor);
@@ -132,13 +155,18 @@ Json ModelJson(const ModelConfig& m) {
           {"experts_used", m.experts_used},
           {"shared_ffn", m.shared_ffn},
           {"dense_layers", m.dense_layers},
+          {"moe_step", m.moe_step},
           {"dense_ffn", m.dense_ffn},
           {"rope_base", m.rope_base},
           {"rotary_dim", m.rotary_dim},
           {"rope_scaling", RopeScalingName(m.rope_scaling.kind)},
           {"rope_scaling_factor", m.rope_scaling.factor},
           {"window", m.window},
-          {"window_period", m.window_period},
+          {"window_chunked", m.chunked},
+          {"window_layers", LayersWithWindow(m)},
+          {"norm", m.norm == NormKind::kRms ? "rms" : "layer"},
+          {"parallel_ffn", m.parallel_ffn},
+          {"unused_layers", m.unused_layers},
           {"tied_embeddings", m.tied_embeddings}};
 }
 

@@ -1,5 +1,6 @@
 #include "shard/model_config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string_view>
@@ -8,6 +9,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/backend.h"
 #include "kernels/status_macros.h"
 #include "shard/byte_reader.h"
 #include "shard/tensor_names.h"
@@ -28,7 +30,17 @@ struct Architecture {
   bool yarn_whole_bounds = true;
   Activation activation = Activation::kSwiGlu;
   int gating = kSoftmax;
-  bool has_shared_expert = false;  // and dense layers, a scale of weights, layers for drafts
+  bool has_shared_expert = false;   // and dense layers, a scale of weights, layers for drafts
+  bool has_shared_columns = false;  // an FFN beside the experts, of its own size
+  NormKind norm = NormKind::kRms;
+  QkNorm qk_norm = QkNorm::kHeadRms;
+  bool parallel_ffn = false;
+  bool window_rope_only = false;
+  bool has_logit_scale = false;
+  bool is_llama4 = false;     // what only that has
+  bool is_gemma3 = false;     // likewise
+  bool axes_are_one = false;  // positions of several axes, which are the same for text
+  bool has_temperature = false;
 };
 constexpr Architecture kArchitectures[] = {
     {.name = "llama", .may_be_moe = true},
@@ -49,13 +61,71 @@ constexpr Architecture kArchitectures[] = {
      .must_be_moe = true,
      .gating = kSigmoid,
      .has_shared_expert = true},
+    {.name = "command-r",
+     .norm = NormKind::kLayer,
+     .qk_norm = QkNorm::kHeadLayer,
+     .parallel_ffn = true,
+     .has_logit_scale = true},
+    {.name = "cohere2",
+     .window_period = 4,
+     .norm = NormKind::kLayer,
+     .parallel_ffn = true,
+     .window_rope_only = true,
+     .has_logit_scale = true},
+    {.name = "minimax-m2",
+     .rope_neox = true,
+     .may_be_moe = true,
+     .must_be_moe = true,
+     .gating = kSigmoid,
+     .qk_norm = QkNorm::kRowRms},
+    {.name = "llama4",
+     .may_be_moe = true,
+     .must_be_moe = true,
+     .window_period = 4,
+     .gating = kSigmoid,
+     .has_shared_expert = true,
+     .qk_norm = QkNorm::kPlain,
+     .window_rope_only = true,
+     .is_llama4 = true},
+    {.name = "mistral3", .has_temperature = true},
+    {.name = "seed_oss", .rope_neox = true},
+    {.name = "dots1",
+     .rope_neox = true,
+     .may_be_moe = true,
+     .must_be_moe = true,
+     .gating = kSigmoid,
+     .has_shared_expert = true},
+    {.name = "hunyuan-moe",
+     .rope_neox = true,
+     .may_be_moe = true,
+     .must_be_moe = true,
+     .has_shared_columns = true,
+     .qk_norm = QkNorm::kHeadRmsBehind},
+    {.name = "qwen3vl", .rope_neox = true, .axes_are_one = true},
+    {.name = "qwen3vlmoe",
+     .rope_neox = true,
+     .may_be_moe = true,
+     .must_be_moe = true,
+     .axes_are_one = true},
+    {.name = "bailingmoe2",
+     .rope_neox = true,
+     .may_be_moe = true,
+     .must_be_moe = true,
+     .gating = kSigmoid,
+     .has_shared_expert = true},
+    {.name = "gemma3",
+     .rope_neox = true,
+     .window_period = 6,
+     .activation = Activation::kGeGlu,
+     .is_gemma3 = true},
+    {.name = "glm4"},
 };
 
 // Far above any published model; they keep products of two sizes small and hostile files cheap.
 constexpr int64_t kMaxLayers = 1024;
 constexpr int64_t kMaxDim = 1 << 18;
 constexpr int64_t kMaxHeads = 4096;
-constexpr int64_t kMaxHeadDim = 1024;
+constexpr int64_t kMaxHeadDim = 512;  // what the kernels hold
 constexpr int64_t kMaxFfn = 1 << 21;
 constexpr int64_t kMaxVocab = 1 << 22;
 constexpr int64_t kMaxContext = 1 << 26;
@@ -83,18 +153,36 @@ class Keys {
     return absl::InvalidArgumentError(
         absl::StrCat(c_.Files()[0], ": metadata key '", prefix_, key, "' is no boolean"));
   }
+  // An array; empty when the key is absent or holds one value.
+  absl::StatusOr<std::vector<bool>> Bools(const char* key) const {
+    const MetadataValue* value = c_.FindMetadata(prefix_ + key);
+    const auto* array = value == nullptr ? nullptr : std::get_if<std::vector<int64_t>>(value);
+    if (array == nullptr) return std::vector<bool>();
+    if (array->empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(c_.Files()[0], ": metadata key '", prefix_, key, "' is an empty array"));
+    }
+    return std::vector<bool>(array->begin(), array->end());
+  }
   absl::StatusOr<float> PositiveOr(const char* key, float fallback) const {
+    return FloatOr(key, fallback, "a positive number", [](double x) { return x > 0; });
+  }
+  absl::StatusOr<float> NonNegativeOr(const char* key, float fallback) const {
+    return FloatOr(key, fallback, "no negative number", [](double x) { return x >= 0; });
+  }
+
+ private:
+  absl::StatusOr<float> FloatOr(const char* key, float fallback, const char* expected,
+                                bool (*accepts)(double)) const {
     if (!Has(key)) return fallback;
     SHOAL_ASSIGN_OR_RETURN(const double x, MetadataFloat(c_, prefix_ + key));
-    if (!(x > 0 && x <= 1e30)) {
+    if (!(accepts(x) && x <= 1e30)) {
       return absl::InvalidArgumentError(absl::StrCat(c_.Files()[0], ": metadata key '", prefix_,
-                                                     key, "' is ", x,
-                                                     ", expected a positive number"));
+                                                     key, "' is ", x, ", expected ", expected));
     }
     return static_cast<float>(x);
   }
 
- private:
   const Checkpoint& c_;
   const std::string prefix_;
 };
@@ -142,18 +230,45 @@ absl::Status ReadRopeScaling(const Checkpoint& c, const Keys& keys, ModelConfig&
                                                         kMaxContext, m.context));
   SHOAL_ASSIGN_OR_RETURN(r.attn_factor, keys.PositiveOr("rope.scaling.yarn_attn_factor", 1));
   SHOAL_ASSIGN_OR_RETURN(r.attn_factor, keys.PositiveOr("rope.scaling.attn_factor", r.attn_factor));
+  // As DeepSeek's code has it: the magnitude of cos and sin is divided by that of this multiplier.
+  SHOAL_ASSIGN_OR_RETURN(const float multiplier,
+                         keys.NonNegativeOr("rope.scaling.yarn_log_multiplier", 0));
+  if (r.factor > 1) {
+    r.attn_factor /= static_cast<float>(1 + 0.1 * multiplier * std::log(r.factor));
+  }
   SHOAL_ASSIGN_OR_RETURN(r.beta_fast, keys.PositiveOr("rope.scaling.yarn_beta_fast", r.beta_fast));
   SHOAL_ASSIGN_OR_RETURN(r.beta_slow, keys.PositiveOr("rope.scaling.yarn_beta_slow", r.beta_slow));
   return absl::OkStatus();
 }
 
-absl::Status ReadRope(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
+// Mistral's (Ministral 3, Devstral 2): as in llama4, but in all layers, counted from the context
+// that the model was first trained for.
+absl::Status ReadTemperature(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
+  SHOAL_ASSIGN_OR_RETURN(m.temperature_scale, keys.NonNegativeOr("attention.temperature_scale", 0));
+  if (m.temperature_scale == 0) return absl::OkStatus();
+  SHOAL_ASSIGN_OR_RETURN(m.temperature_length,
+                         keys.IntOr("rope.scaling.original_context_length", 0, kMaxContext, 0));
+  if (m.temperature_length == 0) {
+    return Malformed(c, "attention.temperature_scale needs rope.scaling.original_context_length");
+  }
+  m.temperature_offset = 0;
+  m.temperature_everywhere = true;
+  return absl::OkStatus();
+}
+
+absl::Status ReadRope(const Checkpoint& c, const Keys& keys, const Architecture& arch,
+                      ModelConfig& m) {
   SHOAL_ASSIGN_OR_RETURN(m.rope_base, keys.PositiveOr("rope.freq_base", 10000));
   SHOAL_ASSIGN_OR_RETURN(m.rotary_dim,
                          keys.IntOr("rope.dimension_count", 2, m.head_dim, m.head_dim));
   if (m.rotary_dim % 2 != 0) {
     return Malformed(
         c, absl::StrCat("rope.dimension_count is ", m.rotary_dim, ", expected an even number"));
+  }
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<bool> sections, keys.Bools("rope.dimension_sections"));
+  if (!arch.axes_are_one && std::find(sections.begin(), sections.end(), true) != sections.end()) {
+    return absl::UnimplementedError(absl::StrCat(
+        c.Files()[0], ": positions of several axes (rope.dimension_sections) are not known"));
   }
   SHOAL_RETURN_IF_ERROR(ReadRopeScaling(c, keys, m));
   const TensorInfo* factors = c.FindTensor(kRopeFactorsName);
@@ -203,34 +318,96 @@ absl::Status ReadHeads(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
   return absl::OkStatus();
 }
 
-absl::Status ReadWindow(const Keys& keys, const Architecture& arch, ModelConfig& m) {
-  constexpr const char* kWindow = "attention.sliding_window";
-  if (arch.window_period == 0) {
-    SHOAL_ASSIGN_OR_RETURN(m.window, keys.IntOr(kWindow, 0, INT32_MAX, 0));
-    return absl::OkStatus();
+// The windows of llama4 are chunks, and its other layers have no positions but a temperature. Its
+// files say nothing of either; the names are those of other architectures.
+absl::Status ReadChunks(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
+  constexpr int kLength = 8192;
+  m.chunked = true;
+  SHOAL_ASSIGN_OR_RETURN(m.window, keys.IntOr("attention.sliding_window", 0, INT32_MAX, kLength));
+  if (m.window == 0) {
+    return absl::UnimplementedError(
+        absl::StrCat(c.Files()[0], ": llama4 without chunks of attention is not known"));
   }
-  SHOAL_ASSIGN_OR_RETURN(m.window, keys.Int(kWindow, 1, INT32_MAX));
-  SHOAL_ASSIGN_OR_RETURN(m.window_period, keys.IntOr("attention.sliding_window_pattern", 0,
-                                                     kMaxLayers, arch.window_period));
+  SHOAL_ASSIGN_OR_RETURN(m.temperature_length,
+                         keys.IntOr("attention.temperature_length", 1, INT32_MAX, kLength));
+  SHOAL_ASSIGN_OR_RETURN(m.temperature_scale, keys.PositiveOr("attention.temperature_scale", 0.1f));
   return absl::OkStatus();
 }
 
-// What glm4moe has besides its experts.
-absl::Status ReadSharedExpert(const Checkpoint& c, const Keys& keys, int shared, ModelConfig& m) {
-  if (int64_t{shared} * m.ffn > kMaxFfn) {
-    return Malformed(c,
-                     absl::StrCat(shared, " shared experts of ", m.ffn, " columns are too many"));
+absl::Status ReadWindow(const Checkpoint& c, const Keys& keys, const Architecture& arch,
+                        ModelConfig& m) {
+  constexpr const char* kWindow = "attention.sliding_window";
+  constexpr const char* kPattern = "attention.sliding_window_pattern";
+  m.window_rope_only = arch.window_rope_only;
+  if (arch.window_period == 0) {
+    SHOAL_ASSIGN_OR_RETURN(m.window, keys.IntOr(kWindow, 0, INT32_MAX, 0));
+    if (m.window == 0 || !keys.Has(kPattern)) return absl::OkStatus();
+    return absl::UnimplementedError(absl::StrCat(c.Files()[0], ": ", arch.name,
+                                                 " with windows in some layers only is not known"));
   }
-  m.shared_ffn = shared * m.ffn;
-  SHOAL_ASSIGN_OR_RETURN(m.renormalize_experts, keys.BoolOr("expert_weights_norm", false));
-  SHOAL_ASSIGN_OR_RETURN(m.expert_scale, keys.PositiveOr("expert_weights_scale", 1));
+  if (arch.is_llama4) {
+    SHOAL_RETURN_IF_ERROR(ReadChunks(c, keys, m));
+  } else if (arch.is_gemma3) {  // the smallest have none
+    SHOAL_ASSIGN_OR_RETURN(m.window, keys.IntOr(kWindow, 0, INT32_MAX, 0));
+    if (m.window == 0) return absl::OkStatus();
+    SHOAL_ASSIGN_OR_RETURN(m.window_rope_base, keys.PositiveOr("rope.freq_base_swa", 10000));
+  } else {
+    SHOAL_ASSIGN_OR_RETURN(m.window, keys.Int(kWindow, 1, INT32_MAX));
+  }
+  SHOAL_ASSIGN_OR_RETURN(m.windowed, keys.Bools(kPattern));
+  if (m.windowed.empty()) {
+    SHOAL_ASSIGN_OR_RETURN(m.window_period,
+                           keys.IntOr(kPattern, 0, kMaxLayers, arch.window_period));
+  } else if (static_cast<int>(m.windowed.size()) < m.layers) {
+    return Malformed(c, absl::StrCat(kPattern, " has ", m.windowed.size(), " entries for ",
+                                     m.layers, " layers"));
+  }
+  return absl::OkStatus();
+}
+
+// Which experts may be chosen together.
+absl::Status ReadExpertGroups(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
   SHOAL_ASSIGN_OR_RETURN(const int groups, keys.IntOr("expert_group_count", 0, INT32_MAX, 0));
-  if (groups > 1) {
-    return absl::UnimplementedError(
-        absl::StrCat(c.Files()[0], ": experts in ", groups, " groups are not known"));
+  if (groups <= 1) return absl::OkStatus();
+  if (groups > kMaxExpertGroups || m.experts % groups != 0 || m.experts / groups < 2) {
+    return Malformed(c, absl::StrCat("expert_group_count is ", groups, " for ", m.experts,
+                                     " experts, expected equal groups of 2 or more, at most ",
+                                     kMaxExpertGroups));
   }
+  const int size = m.experts / groups;
+  m.expert_groups = groups;
+  SHOAL_ASSIGN_OR_RETURN(
+      m.expert_groups_used,
+      keys.Int("expert_group_used_count", (m.experts_used + size - 1) / size, groups));
+  return absl::OkStatus();
+}
+
+// What the paper has in place of keys: embeddings times sqrt(dim), and in the largest model scores
+// over sqrt(dim / heads); llama.cpp tells it by its layers, too.
+absl::Status ReadGemma3(const Checkpoint& c, const Keys& keys, ModelConfig& m) {
+  constexpr int kLayersOf27B = 62;
+  m.embedding_scale = std::sqrt(static_cast<float>(m.dim));
+  m.scores_by_dim = m.layers == kLayersOf27B;
+  SHOAL_ASSIGN_OR_RETURN(const float cap, keys.NonNegativeOr("final_logit_softcapping", 0));
+  if (cap == 0) return absl::OkStatus();
+  return absl::UnimplementedError(
+      absl::StrCat(c.Files()[0], ": gemma3 with capped logits is not known"));
+}
+
+// What glm4moe, dots1, llama4 and bailingmoe2 have besides their experts.
+absl::Status ReadSharedExpert(const Checkpoint& c, const Keys& keys, int shared, ModelConfig& m) {
+  SHOAL_ASSIGN_OR_RETURN(const int columns,
+                         keys.IntOr("expert_shared_feed_forward_length", 1, kMaxFfn, m.ffn));
+  if (int64_t{shared} * columns > kMaxFfn) {
+    return Malformed(c,
+                     absl::StrCat(shared, " shared experts of ", columns, " columns are too many"));
+  }
+  m.shared_ffn = shared * columns;
+  SHOAL_ASSIGN_OR_RETURN(m.renormalize_experts, keys.BoolOr("expert_weights_norm", false));
+  SHOAL_RETURN_IF_ERROR(ReadExpertGroups(c, keys, m));
   SHOAL_ASSIGN_OR_RETURN(m.dense_layers, keys.IntOr("leading_dense_block_count", 0, m.layers, 0));
-  if (m.dense_layers == 0) return absl::OkStatus();
+  SHOAL_ASSIGN_OR_RETURN(m.moe_step, keys.IntOr("interleave_moe_layer_step", 1, kMaxLayers, 1));
+  if (m.dense_layers == 0 && m.moe_step == 1) return absl::OkStatus();
   SHOAL_ASSIGN_OR_RETURN(m.dense_ffn, keys.Int("feed_forward_length", 1, kMaxFfn));
   return absl::OkStatus();
 }
@@ -253,16 +430,31 @@ absl::Status ReadExperts(const Checkpoint& c, const Keys& keys, const Architectu
   SHOAL_ASSIGN_OR_RETURN(m.ffn, keys.Int(ffn_key, 1, kMaxFfn));
   SHOAL_ASSIGN_OR_RETURN(const int gating,
                          keys.IntOr("expert_gating_func", 0, INT32_MAX, arch.gating));
-  SHOAL_ASSIGN_OR_RETURN(const int shared, keys.IntOr("expert_shared_count", 0, INT32_MAX, 0));
+  SHOAL_ASSIGN_OR_RETURN(const int shared,
+                         keys.IntOr("expert_shared_count", 0, INT32_MAX, arch.is_llama4 ? 1 : 0));
   const bool softmax = arch.gating != kSigmoid && gating == kSoftmax;
   const bool other = gating != 0 && gating != arch.gating && !softmax;
-  if (other || (shared > 0 && !arch.has_shared_expert)) {
+  if (arch.has_shared_columns) {
+    SHOAL_ASSIGN_OR_RETURN(m.shared_ffn,
+                           keys.IntOr("expert_shared_feed_forward_length", 1, kMaxFfn, m.ffn));
+  }
+  if (other || (shared > 0 && !arch.has_shared_expert && !arch.has_shared_columns)) {
     return absl::UnimplementedError(absl::StrCat(
         c.Files()[0], ": ", arch.name,
         other ? absl::StrCat(" with the expert gating ", gating) : " with shared experts",
         " is not known"));
   }
+  if (arch.is_llama4 && m.experts_used > 1) {
+    return absl::UnimplementedError(absl::StrCat(c.Files()[0], ": llama4 with ", m.experts_used,
+                                                 " experts for a token is not known"));
+  }
+  m.weigh_expert_input = arch.is_llama4;
+  // Maverick has 128 experts and no norm of q and k; llama.cpp tells it from Scout so, too.
+  if (arch.is_llama4 && m.experts == 128) m.qk_norm = QkNorm::kHeadRms;
   m.sigmoid_router = arch.gating == kSigmoid;
+  if (m.sigmoid_router) {
+    SHOAL_ASSIGN_OR_RETURN(m.expert_scale, keys.PositiveOr("expert_weights_scale", 1));
+  }
   return arch.has_shared_expert ? ReadSharedExpert(c, keys, shared, m) : absl::OkStatus();
 }
 
@@ -385,6 +577,9 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& c) {
   m.rope_neox = arch->rope_neox;
   m.rope_scaling.whole_bounds = arch->yarn_whole_bounds;
   m.activation = arch->activation;
+  m.norm = arch->norm;
+  m.qk_norm = arch->qk_norm;
+  m.parallel_ffn = arch->parallel_ffn;
   if (const MetadataValue* name = c.FindMetadata("general.name")) {
     if (const auto* text = std::get_if<std::string>(name)) m.name = *text;
   }
@@ -394,14 +589,18 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& c) {
   SHOAL_ASSIGN_OR_RETURN(m.context, keys.Int("context_length", 1, kMaxContext));
   if (arch->has_shared_expert) SHOAL_RETURN_IF_ERROR(ReadDraftLayers(c, keys, m));
   SHOAL_RETURN_IF_ERROR(ReadHeads(c, keys, m));
-  SHOAL_RETURN_IF_ERROR(ReadWindow(keys, *arch, m));
+  SHOAL_RETURN_IF_ERROR(ReadWindow(c, keys, *arch, m));
   SHOAL_RETURN_IF_ERROR(ReadExperts(c, keys, *arch, m));
   SHOAL_RETURN_IF_ERROR(ReadVocab(c, keys, m));
-  if (!keys.Has("attention.layer_norm_rms_epsilon")) {
-    return Malformed(c, absl::StrCat("metadata key '", m.architecture,
-                                     ".attention.layer_norm_rms_epsilon' is missing"));
+  const char* eps = m.norm == NormKind::kRms ? "attention.layer_norm_rms_epsilon"
+                                             : "attention.layer_norm_epsilon";
+  if (!keys.Has(eps)) {
+    return Malformed(c, absl::StrCat("metadata key '", m.architecture, ".", eps, "' is missing"));
   }
-  SHOAL_ASSIGN_OR_RETURN(m.norm_eps, keys.PositiveOr("attention.layer_norm_rms_epsilon", 0));
+  SHOAL_ASSIGN_OR_RETURN(m.norm_eps, keys.PositiveOr(eps, 0));
+  if (arch->has_logit_scale) {
+    SHOAL_ASSIGN_OR_RETURN(m.logit_scale, keys.PositiveOr("logit_scale", 1));
+  }
 
   TensorChecker tensors(c);
   for (const TensorSpec& spec : GlobalTensors(m)) SHOAL_RETURN_IF_ERROR(tensors.Check(spec));
@@ -412,7 +611,9 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& c) {
     if (m.has_experts(layer)) SHOAL_RETURN_IF_ERROR(tensors.CheckExperts(m, layer));
   }
   SHOAL_RETURN_IF_ERROR(tensors.CheckNothingElse(m));
-  SHOAL_RETURN_IF_ERROR(ReadRope(c, keys, m));
+  SHOAL_RETURN_IF_ERROR(ReadRope(c, keys, *arch, m));
+  if (arch->is_gemma3) SHOAL_RETURN_IF_ERROR(ReadGemma3(c, keys, m));
+  if (arch->has_temperature) SHOAL_RETURN_IF_ERROR(ReadTemperature(c, keys, m));
   return m;
 }
 

@@ -16,14 +16,15 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kRoleNames[] = {
-    "embedding",   "output_norm", "head",        "attn_norm",   "q",       "k",
-    "v",           "o",           "q_bias",      "k_bias",      "v_bias",  "o_bias",
-    "q_norm",      "k_norm",      "ffn_norm",    "gate",        "up",      "down",
-    "router",      "sinks",       "router_bias", "gate_bias",   "up_bias", "down_bias",
-    "choice_bias", "shared_gate", "shared_up",   "shared_down",
+    "embedding",   "output_norm", "head",        "attn_norm",      "q",
+    "k",           "v",           "o",           "q_bias",         "k_bias",
+    "v_bias",      "o_bias",      "q_norm",      "k_norm",         "ffn_norm",
+    "gate",        "up",          "down",        "router",         "sinks",
+    "router_bias", "gate_bias",   "up_bias",     "down_bias",      "choice_bias",
+    "shared_gate", "shared_up",   "shared_down", "attn_post_norm", "ffn_post_norm",
 };
 constexpr const char* kKindNames[] = {"embedding", "attention", "ffn", "router", "expert", "head"};
-static_assert(std::size(kRoleNames) == static_cast<size_t>(Role::kSharedDown) + 1);
+static_assert(std::size(kRoleNames) == static_cast<size_t>(Role::kFfnPostNorm) + 1);
 static_assert(std::size(kKindNames) == static_cast<size_t>(WeightUnit::Kind::kHead) + 1);
 
 constexpr int64_t kMaxBytes = int64_t{1} << 50;

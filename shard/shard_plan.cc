@@ -202,7 +202,7 @@ StageBytes CountBytes(const ModelConfig& config, const Checkpoint& checkpoint) {
   bytes.layers.resize(config.layers);
   for (int layer = 0; layer < config.layers; ++layer) {
     for (const TensorSpec& spec : LayerTensors(config, layer)) {
-      add(checkpoint.FindTensor(spec.name), bytes.layers[layer]);
+      if (spec.first_row == 0) add(checkpoint.FindTensor(spec.name), bytes.layers[layer]);
     }
     for (const Role role : {Role::kGate, Role::kUp, Role::kDown}) {
       for (int e = 0; e < config.experts; ++e) {

@@ -38,35 +38,71 @@ std::vector<TensorSpec> LayerTensors(const ModelConfig& c, int layer) {
   const std::string blk = absl::StrCat("blk.", layer, ".");
   const int64_t q = int64_t{c.heads} * c.head_dim;
   const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
-  std::vector<TensorSpec> out = {
-      {Role::kAttnNorm, blk + "attn_norm.weight", {c.dim}},
-      {Role::kQ, blk + "attn_q.weight", {c.dim, q}},
-      {Role::kK, blk + "attn_k.weight", {c.dim, kv}},
-      {Role::kV, blk + "attn_v.weight", {c.dim, kv}},
-      {Role::kO, blk + "attn_output.weight", {q, c.dim}},
-  };
+  std::vector<TensorSpec> out = {{Role::kAttnNorm, blk + "attn_norm.weight", {c.dim}}};
+  const bool bailing = c.architecture == "bailingmoe2";
+  if (bailing) {
+    const TensorSpec all = {Role::kQ, blk + "attn_qkv.weight", {c.dim, q + 2 * kv}};
+    out.insert(out.end(), 3, all);
+    out[2].role = Role::kK;
+    out[2].first_row = q;
+    out[3].role = Role::kV;
+    out[3].first_row = q + kv;
+  } else {
+    out.push_back({Role::kQ, blk + "attn_q.weight", {c.dim, q}});
+    out.push_back({Role::kK, blk + "attn_k.weight", {c.dim, kv}});
+    out.push_back({Role::kV, blk + "attn_v.weight", {c.dim, kv}});
+  }
+  out.push_back({Role::kO, blk + "attn_output.weight", {q, c.dim}});
   const bool gpt_oss = c.architecture == "gpt-oss";
   const bool glm = c.architecture == "glm4moe";
-  if (gpt_oss || glm || c.architecture == "qwen2" || c.architecture == "llama") {
+  const bool dots = c.architecture == "dots1";
+  const bool llama =
+      c.architecture == "llama" || c.architecture == "llama4" || c.architecture == "mistral3";
+  const bool seed = c.architecture == "seed_oss";
+  const bool gemma = c.architecture == "gemma3";
+  const bool glm4 = c.architecture == "glm4";
+  if (gpt_oss || glm || c.architecture == "qwen2" || llama || seed || glm4) {
     const bool required = gpt_oss || c.architecture == "qwen2";
     out.push_back({Role::kQBias, blk + "attn_q.bias", {q}, required});
     out.push_back({Role::kKBias, blk + "attn_k.bias", {kv}, required});
     out.push_back({Role::kVBias, blk + "attn_v.bias", {kv}, required});
   }
-  if (gpt_oss || c.architecture == "llama") {
+  if (gpt_oss || llama) {
     out.push_back({Role::kOBias, blk + "attn_output.bias", {c.dim}, /*required=*/gpt_oss});
   }
   if (gpt_oss) out.push_back({Role::kSinks, blk + "attn_sinks.weight", {c.heads}});
-  if (glm || c.architecture == "qwen3" || c.architecture == "qwen3moe") {
+  const bool qwen3 = c.architecture.rfind("qwen3", 0) == 0;
+  if (glm || qwen3 || dots || bailing || gemma || c.qk_norm == QkNorm::kHeadRmsBehind) {
     out.push_back({Role::kQNorm, blk + "attn_q_norm.weight", {c.head_dim}, /*required=*/!glm});
     out.push_back({Role::kKNorm, blk + "attn_k_norm.weight", {c.head_dim}, /*required=*/!glm});
   }
-  const char* ffn_norm = gpt_oss || glm ? "post_attention_norm.weight" : "ffn_norm.weight";
+  if (c.qk_norm == QkNorm::kHeadLayer) {
+    // Command R+ has them, the smaller ones do not; llama.cpp tells them apart so, too.
+    const bool required = c.layers >= 64;
+    out.push_back(
+        {Role::kQNorm, blk + "attn_q_norm.weight", {c.head_dim, c.heads}, required, true});
+    out.push_back(
+        {Role::kKNorm, blk + "attn_k_norm.weight", {c.head_dim, c.kv_heads}, required, true});
+  }
+  const bool minimax = c.architecture == "minimax-m2";
+  if (minimax) {
+    out.push_back({Role::kQNorm, blk + "attn_q_norm.weight", {q}});
+    out.push_back({Role::kKNorm, blk + "attn_k_norm.weight", {kv}});
+  }
+  if (gemma || glm4) {
+    out.push_back({Role::kAttnPostNorm, blk + "post_attention_norm.weight", {c.dim}});
+  }
+  const char* ffn_norm = c.parallel_ffn           ? "attn_norm.weight"  // the same for both
+                         : gpt_oss || glm || seed ? "post_attention_norm.weight"
+                                                  : "ffn_norm.weight";
   out.push_back({Role::kFfnNorm, blk + ffn_norm, {c.dim}});
   if (c.has_experts(layer)) {
     out.push_back({Role::kRouter, blk + "ffn_gate_inp.weight", {c.dim, c.experts}});
     if (gpt_oss) out.push_back({Role::kRouterBias, blk + "ffn_gate_inp.bias", {c.experts}});
-    if (glm) out.push_back({Role::kChoiceBias, blk + "exp_probs_b.bias", {c.experts}});
+    if (glm || minimax || dots || bailing) {
+      const bool required = glm || minimax;
+      out.push_back({Role::kChoiceBias, blk + "exp_probs_b.bias", {c.experts}, required});
+    }
     if (c.shared_ffn == 0) return out;
     const int shared = c.shared_ffn;
     out.push_back({Role::kSharedGate, blk + "ffn_gate_shexp.weight", {c.dim, shared}});
@@ -78,6 +114,15 @@ std::vector<TensorSpec> LayerTensors(const ModelConfig& c, int layer) {
     const std::vector<int64_t> dims = FfnDims(c.dim, c.ffn_of(layer), role);
     out.push_back({role, absl::StrCat(blk, FfnPart(role), ".weight"), dims});
   }
+  if (glm4) {  // gate and up in one tensor
+    TensorSpec& gate = out[out.size() - 3];
+    TensorSpec& up = out[out.size() - 2];
+    up.dims[1] *= 2;
+    up.first_row = c.ffn;
+    gate.name = up.name;
+    gate.dims = up.dims;
+  }
+  if (gemma || glm4) out.push_back({Role::kFfnPostNorm, blk + "post_ffw_norm.weight", {c.dim}});
   return out;
 }
 

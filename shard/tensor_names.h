@@ -17,7 +17,8 @@ struct TensorSpec {
   std::string name;
   std::vector<int64_t> dims;  // contiguous axis first; one entry: a vector
   bool required = true;
-  bool stacked_vectors = false;  // one for each expert, {cols, experts}
+  bool stacked_vectors = false;  // one for each expert or head, {cols, experts or heads}
+  int64_t first_row = 0;         // where those of the role begin in a tensor of several roles
   bool is_vector() const { return dims.size() == 1 || stacked_vectors; }
 };
 

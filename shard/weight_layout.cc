@@ -28,7 +28,8 @@ class LayoutBuilder {
     layout_.units.push_back(std::move(unit));
   }
 
-  // Columns of a vector, or of one of stacked ones.
+  // Columns of a vector, or of one of stacked ones; from row 0 also columns of all behind each
+  // other.
   void AddVector(Role role, const TensorInfo& t, int64_t row, Extent cols) {
     WeightExtent e;
     e.row_begin = row;
@@ -70,7 +71,7 @@ class LayoutBuilder {
 
 // The columns of a layer's FFN, or of its experts, that a rank holds.
 const Extent& FfnOf(const ModelConfig& c, const RankPlan& r, int layer) {
-  return layer < c.dense_layers ? r.dense_ffn : r.ffn;
+  return c.experts > 0 && !c.has_experts(layer) ? r.dense_ffn : r.ffn;
 }
 
 // The part of a tensor with this role that a rank holds.
@@ -92,6 +93,8 @@ Slice SliceOf(const ModelConfig& c, const RankPlan& r, Role role, int layer) {
     case Role::kOutputNorm:
     case Role::kAttnNorm:
     case Role::kFfnNorm:
+    case Role::kAttnPostNorm:
+    case Role::kFfnPostNorm:
       return {true, {}, dim};
     case Role::kQ:
       return {true, heads(r.q_heads), dim};
@@ -117,8 +120,9 @@ Slice SliceOf(const ModelConfig& c, const RankPlan& r, Role role, int layer) {
     case Role::kUpBias:
       return {true, {}, r.ffn};
     case Role::kQNorm:
+      return {true, {}, NormsHeadsAlike(c.qk_norm) ? Extent{0, c.head_dim} : heads(r.q_heads)};
     case Role::kKNorm:
-      return {true, {}, {0, c.head_dim}};
+      return {true, {}, NormsHeadsAlike(c.qk_norm) ? Extent{0, c.head_dim} : heads(r.kv_heads)};
     case Role::kGate:
     case Role::kUp:
       return {true, FfnOf(c, r, layer), dim};
@@ -197,7 +201,8 @@ class LayoutMaker {
     if (spec.is_vector()) {
       builder_.AddVector(spec.role, *t, row, slice.cols);
     } else {
-      builder_.AddMatrix(spec.role, *t, 0, slice.rows, slice.cols);
+      const Extent rows = {spec.first_row + slice.rows.begin, spec.first_row + slice.rows.end};
+      builder_.AddMatrix(spec.role, *t, 0, rows, slice.cols);
     }
     return absl::OkStatus();
   }

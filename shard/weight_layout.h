@@ -50,6 +50,8 @@ enum class Role : uint8_t {
   kSharedGate,
   kSharedUp,
   kSharedDown,
+  kAttnPostNorm,
+  kFfnPostNorm,
 };
 
 struct WeightExtent {

@@ -18,6 +18,7 @@ class LoadedWeights final : public WeightSource {
       : memory_(std::move(memory)), units_(memory_.data(), std::move(offsets)) {}
   absl::StatusOr<const uint8_t*> Acquire(int unit) override { return units_.Acquire(unit); }
   void Release(int unit) override { units_.Release(unit); }
+  bool fixed(int unit) const override { return units_.fixed(unit); }
 
  private:
   Buffer memory_;

@@ -150,9 +150,7 @@ struct AttentionEngine::Call {
     return std::min(shape->q_heads,
                     (shape->kv_head_begin + kv_head + 1) * shape->group - shape->q_head_begin);
   }
-  int FirstVisible(int pos) const {
-    return shape->window > 0 ? std::max(0, pos - shape->window + 1) : 0;
-  }
+  int FirstVisible(int pos) const { return shape->FirstVisible(pos); }
   const float* Sink(int head) const {
     return shape->sinks == nullptr ? nullptr : shape->sinks + head;
   }

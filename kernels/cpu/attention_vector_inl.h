@@ -217,12 +217,16 @@ void OutputTile(const AttendArgs& args, int first, int dim, int partial) {
                           : args.next_k != 0 && args.block_begin + at < args.block_end
                               ? args.k[args.block_begin + at] + args.next_k
                               : args.v[block];
+    // V of one head in a block ends soon; it goes on in the next block.
+    const int64_t bytes = int64_t{kBlockTokens} * args.head_dim * Type::kBytes;
+    const uint8_t* after = args.v[block + 1 < args.block_end ? block + 1 : block];
     for (int t = 0; t < tokens; ++t) {
       SHOAL_UNROLL for (int line = 0; line < kVecs * kLanes * Type::kBytes; line += 64) {
         const int64_t offset =
             (static_cast<int64_t>(t) * args.head_dim + dim) * Type::kBytes + line;
         PrefetchFar(next + offset);
-        PrefetchNear(args.v[block] + offset + kNearBytes);
+        const int64_t near = offset + kNearBytes;
+        PrefetchNear(near < bytes ? args.v[block] + near : after + (near - bytes));
       }
       Vec x[kVecs];
       SHOAL_UNROLL for (int v = 0; v < kVecs; ++v) {

@@ -38,13 +38,19 @@ int64_t CpuBackend::WorkspaceBytes(const Limits& limits) const {
   return linear_.WorkspaceBytes(limits) + attention_.WorkspaceBytes(limits);
 }
 
-void CpuBackend::Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float* out) {
-  EmbedRows(pool_.get(), table, ids, out);
+void CpuBackend::Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float scale,
+                       float* out) {
+  EmbedRows(pool_.get(), table, ids, scale, out);
 }
 
-void CpuBackend::RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows,
-                         int cols, float* out, int64_t out_stride) {
-  RmsNormRows(pool_.get(), x, stride, weight, eps, rows, cols, out, out_stride);
+void CpuBackend::Norm(const LinearInput& input, int rows, int cols, float* out,
+                      int64_t out_stride) {
+  NormRows(pool_.get(), input, rows, cols, out, out_stride);
+}
+
+void CpuBackend::SumSquares(const float* x, int64_t stride, const ColumnRun (&runs)[2], int rows,
+                            float* sums) {
+  SumRowSquares(pool_.get(), x, stride, runs, rows, sums);
 }
 
 void CpuBackend::Linear(const LinearInput& input, int cols, RowCount rows,
@@ -57,6 +63,20 @@ void CpuBackend::Linear(const LinearInput& input, int cols, RowCount rows,
     SHOAL_CHECK(o.weight->shape.rows <= limits_.out_rows, "more output rows than Limits");
   }
   linear_.Linear(input, cols, rows, outputs);
+}
+
+void CpuBackend::Ffn(const LinearInput& input, int cols, RowCount rows, const FfnWeights& ffn,
+                     float* gate, float* up, const LinearOutput& out) {
+  SHOAL_CHECK(rows.decode >= 0 && rows.prefill >= 0 && rows.total() <= limits_.rows,
+              "more rows than Limits");
+  SHOAL_CHECK(cols > 0 && cols <= limits_.cols && out.weight->shape.cols <= limits_.cols,
+              "more columns than Limits");
+  SHOAL_CHECK(ffn.gate->shape.cols == cols && ffn.up->shape.cols == cols,
+              "weight and input differ in columns");
+  SHOAL_CHECK(
+      ffn.gate->shape.rows == ffn.up->shape.rows && ffn.gate->shape.rows == out.weight->shape.cols,
+      "gate, up and down differ in width");
+  linear_.Ffn(input, cols, rows, ffn, gate, up, out);
 }
 
 void CpuBackend::QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer& kv,

@@ -22,11 +22,15 @@ class CpuBackend : public Backend {
   std::string Describe() const override;
   absl::Status Reserve(const Limits& limits) override;
   int64_t WorkspaceBytes(const Limits& limits) const override;
-  void Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float* out) override;
-  void RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows, int cols,
-               float* out, int64_t out_stride) override;
+  void Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float scale,
+             float* out) override;
+  void Norm(const LinearInput& input, int rows, int cols, float* out, int64_t out_stride) override;
+  void SumSquares(const float* x, int64_t stride, const ColumnRun (&runs)[2], int rows,
+                  float* sums) override;
   void Linear(const LinearInput& input, int cols, RowCount rows,
               absl::Span<const LinearOutput> outputs) override;
+  void Ffn(const LinearInput& input, int cols, RowCount rows, const FfnWeights& ffn, float* gate,
+           float* up, const LinearOutput& out) override;
   void QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer& kv,
                   absl::Span<const Segment> segments) override;
   void Attention(const float* q, int64_t q_stride, const AttentionShape& shape, const KvLayer& kv,

@@ -15,12 +15,36 @@ namespace {
 
 constexpr int64_t kSerialFloats = 32768;  // less work than this costs less than waking the team
 
-// x *= weight / rms(x), over one head.
-void NormHead(float* x, const float* weight, float eps, int dims) {
+// The norm of one head in place; `weights` are those of head 0. row_factor: of kRowRms.
+void NormHead(float* x, const QkvArgs& args, const float* weights, int head, float row_factor,
+              int dims) {
+  if (!NormsHeadsAlike(args.norm)) weights += int64_t{head} * dims;
+  double mean = 0, squares = 0;
+  if (args.norm == QkNorm::kHeadLayer) {
+    for (int d = 0; d < dims; ++d) mean += x[d];
+    mean /= dims;
+  }
+  float factor = row_factor;
+  if (args.norm != QkNorm::kRowRms) {
+    for (int d = 0; d < dims; ++d) squares += (x[d] - mean) * (x[d] - mean);
+    factor = static_cast<float>(1 / std::sqrt(squares / dims + args.eps));
+  }
+  const float middle = static_cast<float>(mean);
+  for (int d = 0; d < dims; ++d) x[d] = (x[d] - middle) * factor * weights[d];
+}
+
+// x / rms(x), over one head.
+void PlainNorm(float* x, float eps, int dims) {
   double squares = 0;
   for (int d = 0; d < dims; ++d) squares += static_cast<double>(x[d]) * x[d];
-  const float inverse = static_cast<float>(1 / std::sqrt(squares / dims + eps));
-  for (int d = 0; d < dims; ++d) x[d] = x[d] * inverse * weight[d];
+  const float factor = static_cast<float>(1 / std::sqrt(squares / dims + eps));
+  for (int d = 0; d < dims; ++d) x[d] *= factor;
+}
+
+// Of q (part 0) or k (part 1) of a row.
+float RowFactor(const QkvArgs& args, int64_t row, int part, int cols) {
+  if (args.norm != QkNorm::kRowRms) return 0;
+  return 1 / std::sqrt(args.squares[2 * row + part] / static_cast<float>(cols) + args.eps);
 }
 
 // Rotates one head in place for a position; dims beyond rotary_dim stay.
@@ -106,15 +130,25 @@ void KvStore::WriteToken(const QkvArgs& args, const AttentionShape& shape, const
                          const Token& token) const {
   const int dims = shape.head_dim;
   const int64_t offset = token.row * args.stride;
+  const bool behind = args.norm == QkNorm::kHeadRmsBehind;
+  const float q_factor = RowFactor(args, token.row, 0, args.q_cols);
+  const float k_factor = RowFactor(args, token.row, 1, args.k_cols);
   for (int head = 0; head < shape.q_heads; ++head) {
     float* q = args.q + offset + int64_t{head} * dims;
-    if (args.q_norm != nullptr) NormHead(q, args.q_norm, args.eps, dims);
+    if (args.q_norm != nullptr && !behind) NormHead(q, args, args.q_norm, head, q_factor, dims);
     if (args.rope != nullptr) RotateHead(q, *args.rope, token.pos);
+    if (args.q_norm != nullptr && behind) NormHead(q, args, args.q_norm, head, q_factor, dims);
+    if (args.norm == QkNorm::kPlain) PlainNorm(q, args.eps, dims);
+    if (args.q_scale != nullptr) {
+      for (int d = 0; d < dims; ++d) q[d] *= args.q_scale[token.pos];
+    }
   }
   for (int head = 0; head < kv.shape.kv_heads; ++head) {
     float* k = args.k + offset + int64_t{head} * dims;
-    if (args.k_norm != nullptr) NormHead(k, args.k_norm, args.eps, dims);
+    if (args.k_norm != nullptr && !behind) NormHead(k, args, args.k_norm, head, k_factor, dims);
     if (args.rope != nullptr) RotateHead(k, *args.rope, token.pos);
+    if (args.k_norm != nullptr && behind) NormHead(k, args, args.k_norm, head, k_factor, dims);
+    if (args.norm == QkNorm::kPlain) PlainNorm(k, args.eps, dims);
     WriteHead(token, k, head, /*is_k=*/true, kv);
     WriteHead(token, args.v + offset + int64_t{head} * dims, head, /*is_k=*/false, kv);
   }

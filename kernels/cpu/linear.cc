@@ -34,6 +34,13 @@ struct Job {
   bool accumulate = false;
   int64_t panel_begin = 0;  // panels of the phase's earlier jobs
   int64_t most_panels = 1;  // of a run
+
+  // Joined with the same panels of this matrix, the product becomes rows first + i of an operand,
+  // in place of `out`. Null: it stands alone.
+  const PackedMatrix* up = nullptr;
+  const float* up_bias = nullptr;
+  Activation activation = Activation::kSwiGlu;
+  const Operand* gated = nullptr;
 };
 
 // Panels [begin, end) of a job.
@@ -79,7 +86,7 @@ void WorkList::Start() {
     panels += shape.panels();
     job.most_panels =
         job.path == Path::kBf16
-            ? kBf16Panels
+            ? (job.up != nullptr ? kBf16GatedPanels : kBf16Panels)
             : std::max<int64_t>(1, kRunBytes / std::max<int64_t>(1, shape.panel_bytes()));
   }
   const int64_t threads = static_cast<int64_t>(shares_.size());
@@ -148,6 +155,7 @@ struct LinearEngine::Impl {
   struct Layout {
     int64_t slots = 0;  // rows x experts
     Operand input, hidden;
+    Operand gated;  // of Ffn: what down's tiles read
     int64_t gate = 0, up = 0, scratch = 0, thread_bytes = 0, total = 0;
     int64_t hidden_cols = 0;
   };
@@ -159,11 +167,20 @@ struct LinearEngine::Impl {
                const Needs& needs, int thread) const {
     PrepareRows(kernels, rows, row_begin, row_end, slot_row, needs, thread, pool->threads());
   }
+  // What the products of rows with several matrices have in common: BeginLinear, an AddJob for
+  // each, RunLinear.
+  void BeginLinear(int cols, RowCount rows);
+  void AddJob(const LinearOutput& o, Path path, int first, int count, Needs* needs);
+  void RunLinear(const OperandRows& in, RowCount rows, const Needs& decode, const Needs& prefill);
   void Multiply(const Run& run, const Operand& operand, int thread);
   void MultiplyRows(const Run& run, const Operand& operand);
   void MultiplyBf16(const Run& run, const Operand& operand, int thread);
+  void MultiplyGated(const Run& run, const Operand& operand, int thread);
+  // Gate and up of a prompt can be joined by the product itself.
+  bool TilesOnly(const PackedMatrix& gate, const PackedMatrix& up, const PackedMatrix& down) const;
   int GroupByExpert(const int32_t* ids, const float* weights, int row_begin, int row_end, int used,
                     int experts, int slot);
+  bool TilesOnly(const ExpertWeights& experts, int slot_begin, int slot_end) const;
   void AddExpertJobs(const ExpertWeights& experts, bool prefill, int slot_begin, int slot_end,
                      Needs* in, Needs* hidden, float* out, int64_t out_stride);
 
@@ -172,8 +189,8 @@ struct LinearEngine::Impl {
   Backend::Limits limits;
   Layout layout;
   Buffer buffer;
-  Operand input, hidden;  // pointers into buffer
-  float* gate = nullptr;  // [slots, hidden_cols]
+  Operand input, hidden, gated;  // pointers into buffer
+  float* gate = nullptr;         // [slots, hidden_cols]
   float* up = nullptr;
   WorkList work;
   std::vector<Job> down_jobs;
@@ -197,6 +214,7 @@ LinearEngine::Impl::Layout LinearEngine::Impl::Plan(const Backend::Limits& limit
   // Tiles need the rows of an expert side by side, so tokens are repeated for each of their
   // experts.
   l.input = PlaceOperand(rows, bf16 ? std::max(rows, l.slots) : 0, limits.cols, &at);
+  if (bf16) l.gated = PlaceBf16Operand(rows, limits.cols, &at);
   if (l.slots > 0) {
     l.hidden_cols = RoundUp(limits.expert_cols, 16);
     l.hidden = PlaceOperand(l.slots, bf16 ? l.slots : 0, limits.expert_cols, &at);
@@ -255,6 +273,7 @@ absl::Status LinearEngine::Reserve(const Backend::Limits& limits) {
   m.buffer = *std::move(buffer);
   m.input = MoveOperand(m.layout.input, m.buffer.data());
   m.hidden = MoveOperand(m.layout.hidden, m.buffer.data());
+  m.gated = MoveOperand(m.layout.gated, m.buffer.data());
   m.gate = reinterpret_cast<float*>(m.buffer.data() + m.layout.gate);
   m.up = reinterpret_cast<float*>(m.buffer.data() + m.layout.up);
   m.work.jobs.reserve(2 * m.layout.slots + 64);
@@ -298,7 +317,9 @@ static void StoreTile(const float* tile, const float* bias, float scale, bool ac
 }
 
 void LinearEngine::Impl::Multiply(const Run& run, const Operand& operand, int thread) {
-  if (run.job->path == Path::kBf16) {
+  if (run.job->up != nullptr) {
+    MultiplyGated(run, operand, thread);
+  } else if (run.job->path == Path::kBf16) {
     MultiplyBf16(run, operand, thread);
   } else {
     MultiplyRows(run, operand);
@@ -361,42 +382,122 @@ void LinearEngine::Impl::MultiplyBf16(const Run& run, const Operand& operand, in
   }
 }
 
+void LinearEngine::Impl::MultiplyGated(const Run& run, const Operand& operand, int thread) {
+  const Job& job = *run.job;
+  uint8_t* unpacked = scratch(thread);
+  float* sums = reinterpret_cast<float*>(unpacked + kBf16ScratchBytes);
+  const Bf16Matrix gate_panels = {job.weight->shape, job.weight->panel(run.begin)};
+  const Bf16Matrix up_panels = {job.up->shape, job.up->panel(run.begin)};
+  for (int r = 0; r < job.count; r += kBf16Rows) {
+    const int64_t row = job.first + r;
+    const Bf16Operand a = {operand.bf16 + row * 32, operand.bf16_rows};
+    const Bf16Gated result{
+        .out = job.gated->bf16 + row * 32,
+        .row_stride = job.gated->bf16_rows,
+        .begin = run.begin * kPanelRows,
+        .cols = job.weight->shape.rows,
+        .gate_bias = job.bias,
+        .up_bias = job.up_bias,
+        .activation = job.activation,
+    };
+    kernels.bf16_gated(gate_panels, up_panels, static_cast<int>(run.end - run.begin), a,
+                       std::min(kBf16Rows, job.count - r), unpacked, sums, result);
+  }
+}
+
+bool LinearEngine::Impl::TilesOnly(const PackedMatrix& gate, const PackedMatrix& up,
+                                   const PackedMatrix& down) const {
+  return PathOf(gate, true) == Path::kBf16 && PathOf(up, true) == Path::kBf16 &&
+         PathOf(down, true) == Path::kBf16;
+}
+
+void LinearEngine::Impl::BeginLinear(int cols, RowCount rows) {
+  SHOAL_CHECK(rows.total() <= limits.rows && cols <= limits.cols, "Reserve() for larger batches");
+  work.jobs.clear();
+}
+
+void LinearEngine::Impl::AddJob(const LinearOutput& o, Path path, int first, int count,
+                                Needs* needs) {
+  if (count == 0) return;
+  needs->Add(path);
+  work.jobs.push_back({.weight = o.weight,
+                       .path = path,
+                       .first = first,
+                       .count = count,
+                       .out = o.out,
+                       .stride = o.stride,
+                       .bias = o.bias,
+                       .accumulate = o.accumulate});
+}
+
+void LinearEngine::Impl::RunLinear(const OperandRows& in, RowCount rows, const Needs& decode,
+                                   const Needs& prefill) {
+  work.Start();
+  pool->Run([&](int thread) {
+    Prepare(in, 0, rows.decode, nullptr, decode, thread);
+    Prepare(in, rows.decode, rows.total(), nullptr, prefill, thread);
+    pool->Barrier();
+    for (Run run; work.Take(thread, &run);) Multiply(run, in.operand, thread);
+  });
+}
+
 void LinearEngine::Linear(const LinearInput& input, int cols, RowCount rows,
                           absl::Span<const LinearOutput> outputs) {
   Impl& m = *impl_;
-  SHOAL_CHECK(rows.total() <= m.limits.rows && cols <= m.limits.cols,
-              "Reserve() for larger batches");
   if (rows.total() == 0) return;
-  m.work.jobs.clear();
+  m.BeginLinear(cols, rows);
   Needs decode_needs, prefill_needs;
   for (const LinearOutput& o : outputs) {
     SHOAL_CHECK(o.weight->shape.cols == cols, "the weight's columns must match the input's");
     const Path decode = m.PathOf(*o.weight, false);
     const Path prefill = m.PathOf(*o.weight, true);
-    if (rows.decode > 0) decode_needs.Add(decode);
-    if (rows.prefill > 0) prefill_needs.Add(prefill);
-    Job job{.weight = o.weight,
-            .out = o.out,
-            .stride = o.stride,
-            .bias = o.bias,
-            .accumulate = o.accumulate};
-    job.path = decode;
-    job.count = decode == prefill ? rows.total() : rows.decode;
-    if (job.count > 0) m.work.jobs.push_back(job);
-    if (decode == prefill || rows.prefill == 0) continue;
-    job.path = prefill;
-    job.first = rows.decode;
-    job.count = rows.prefill;
-    m.work.jobs.push_back(job);
+    if (decode == prefill) {
+      m.AddJob(o, decode, 0, rows.total(), &decode_needs);
+      if (rows.prefill > 0) prefill_needs.Add(prefill);
+      continue;
+    }
+    m.AddJob(o, decode, 0, rows.decode, &decode_needs);
+    m.AddJob(o, prefill, rows.decode, rows.prefill, &prefill_needs);
   }
-  m.work.Start();
-  const OperandRows in{input, cols, m.input};
-  m.pool->Run([&](int thread) {
-    m.Prepare(in, 0, rows.decode, nullptr, decode_needs, thread);
-    m.Prepare(in, rows.decode, rows.total(), nullptr, prefill_needs, thread);
-    m.pool->Barrier();
-    for (Run run; m.work.Take(thread, &run);) m.Multiply(run, m.input, thread);
-  });
+  m.RunLinear({input, cols, m.input}, rows, decode_needs, prefill_needs);
+}
+
+void LinearEngine::Ffn(const LinearInput& input, int cols, RowCount rows, const FfnWeights& ffn,
+                       float* gate, float* up, const LinearOutput& out) {
+  Impl& m = *impl_;
+  const int hidden_cols = static_cast<int>(ffn.gate->shape.rows);
+  const LinearOutput gate_up[] = {{ffn.gate, nullptr, gate, hidden_cols, false},
+                                  {ffn.up, nullptr, up, hidden_cols, false}};
+  const LinearInput hidden = LinearInput::Gated(ffn.activation, gate, up, hidden_cols);
+  if (rows.prefill == 0 || !m.TilesOnly(*ffn.gate, *ffn.up, *out.weight)) {
+    Linear(input, cols, rows, gate_up);
+    Linear(hidden, hidden_cols, rows, {&out, 1});
+    return;
+  }
+  SHOAL_CHECK(hidden_cols <= m.limits.cols, "Reserve() for wider layers");
+  m.BeginLinear(cols, rows);
+  Needs decode_needs;
+  for (const LinearOutput& o : gate_up) {
+    m.AddJob(o, m.PathOf(*o.weight, false), 0, rows.decode, &decode_needs);
+  }
+  m.work.jobs.push_back({.weight = ffn.gate,
+                         .path = Path::kBf16,
+                         .first = rows.decode,
+                         .count = rows.prefill,
+                         .up = ffn.up,
+                         .activation = ffn.activation,
+                         .gated = &m.gated});
+  m.RunLinear({input, cols, m.input}, rows, decode_needs, {.bf16 = true});
+
+  m.BeginLinear(hidden_cols, rows);
+  decode_needs = {};
+  Needs prefill_needs;  // its rows stand in their operand already
+  m.AddJob(out, m.PathOf(*out.weight, false), 0, rows.decode, &decode_needs);
+  m.AddJob(out, Path::kBf16, rows.decode, rows.prefill, &prefill_needs);
+  Operand both = m.input;
+  both.bf16 = m.gated.bf16;
+  both.bf16_rows = m.gated.bf16_rows;
+  m.RunLinear({hidden, hidden_cols, both}, rows, decode_needs, {});
 }
 
 // Sorts the (row, expert) pairs of rows [row_begin, row_end) by expert into slots from `slot` on;
@@ -415,26 +516,47 @@ int LinearEngine::Impl::GroupByExpert(const int32_t* ids, const float* weights, 
     const int at = slot + expert_count[ids[i]]++;
     slot_row[at] = i / used;
     slot_expert[at] = ids[i];
-    slot_weight[at] = weights[i];
+    slot_weight[at] = weights != nullptr ? weights[i] : 1;
   }
   return end;
 }
 
-// One gate, one up and one down product for each expert among slots [slot_begin, slot_end).
+bool LinearEngine::Impl::TilesOnly(const ExpertWeights& experts, int slot_begin,
+                                   int slot_end) const {
+  for (int slot = slot_begin; slot < slot_end; ++slot) {
+    const int e = slot_expert[slot];
+    if (!TilesOnly(experts.gate[e], experts.up[e], experts.down[e])) return false;
+  }
+  return true;
+}
+
+// One gate, one up and one down product for each expert among slots [slot_begin, slot_end); gate
+// and up in one where all are tiles.
 void LinearEngine::Impl::AddExpertJobs(const ExpertWeights& experts, bool prefill, int slot_begin,
                                        int slot_end, Needs* in, Needs* hidden_needs, float* out,
                                        int64_t out_stride) {
+  const bool join = prefill && TilesOnly(experts, slot_begin, slot_end);
   for (int begin = slot_begin, end; begin < slot_end; begin = end) {
     const int expert = slot_expert[begin];
     end = begin + 1;
     while (end < slot_end && slot_expert[end] == expert) ++end;
-    Job job{.first = begin, .count = end - begin, .stride = layout.hidden_cols};
-    for (int part = 0; part < 2; ++part) {
-      job.weight = part == 0 ? &experts.gate[expert] : &experts.up[expert];
-      const auto& biases = part == 0 ? experts.gate_bias : experts.up_bias;
-      job.bias = biases.empty() ? nullptr : biases[expert];
-      job.out = part == 0 ? gate : up;
-      job.path = PathOf(*job.weight, prefill);
+    const PackedMatrix* weights[] = {&experts.gate[expert], &experts.up[expert]};
+    const float* biases[] = {experts.gate_bias.empty() ? nullptr : experts.gate_bias[expert],
+                             experts.up_bias.empty() ? nullptr : experts.up_bias[expert]};
+    for (int part = 0; part < (join ? 1 : 2); ++part) {
+      Job job{.weight = weights[part],
+              .path = PathOf(*weights[part], prefill),
+              .first = begin,
+              .count = end - begin,
+              .out = part == 0 ? gate : up,
+              .stride = layout.hidden_cols,
+              .bias = biases[part]};
+      if (join) {
+        job.up = weights[1];
+        job.up_bias = biases[1];
+        job.activation = experts.activation;
+        job.gated = &hidden;
+      }
       job.operand_row = job.path == Path::kBf16 ? nullptr : &slot_row[begin];
       in->Add(job.path);
       work.jobs.push_back(job);
@@ -447,7 +569,7 @@ void LinearEngine::Impl::AddExpertJobs(const ExpertWeights& experts, bool prefil
     down.out = out;
     down.stride = out_stride;
     down.accumulate = true;
-    hidden_needs->Add(down.path);
+    if (!join) hidden_needs->Add(down.path);
     down_jobs.push_back(down);
   }
 }

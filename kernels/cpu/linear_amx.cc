@@ -16,6 +16,8 @@ namespace {
 
 #include "kernels/cpu/linear_formats.h"
 
+#include "kernels/cpu/linear_activation.h"
+
 constexpr int kTileBytes = 1024;
 constexpr int kBlockSubs = kBf16BlockCols / 32;
 
@@ -244,15 +246,40 @@ void StoreRows(const float* c, int64_t row, int64_t rows, int64_t col, const Bf1
   }
 }
 
-void Bf16Panels(const PackedShape& shape, const uint8_t* panels_data, int panels,
-                const Bf16Operand& a, int m, uint8_t* scratch, float* sums,
-                const Bf16Result& result) {
+// Rows [row, row + 32) of a panel of gate and one of up, out of 2 x 2 tiles, become the 16 columns
+// from `col` on of the operand.
+template <Activation kActivation>
+void StoreGated(const float* c, int64_t row, int64_t rows, int64_t col, const Bf16Gated& r) {
+  const int64_t left = r.cols - col;
+  const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1 << left) - 1);
+  F bias[2] = {};
+  if (r.gate_bias != nullptr) bias[0] = _mm512_maskz_loadu_ps(mask, r.gate_bias + col);
+  if (r.up_bias != nullptr) bias[1] = _mm512_maskz_loadu_ps(mask, r.up_bias + col);
+  uint16_t* out = r.out + (col / 32 * r.row_stride + row) * 32 + col % 32;
+  const bool ends_in_block = left <= 16 && col % 32 == 0;
+  const int64_t held = rows - row < 32 ? rows - row : 32;
+  for (int64_t i = 0; i < held; ++i, out += 32) {
+    const float* tiles = c + i / 16 * 512 + i % 16 * 16;
+    const F gate = _mm512_add_ps(_mm512_load_ps(tiles), bias[0]);
+    const F up = _mm512_add_ps(_mm512_load_ps(tiles + 256), bias[1]);
+    const F v = _mm512_maskz_mov_ps(mask, GatedOf<kActivation>(gate, up));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(v));
+    if (ends_in_block) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out + 16), _mm256_setzero_si256());
+    }
+  }
+}
+
+// `panels` panels of subs column blocks times m rows. unpack(panel, begin, steps, out) makes tiles,
+// store(c, row, pair) takes the sums of rows [row, row + 32) and the pair of panels.
+template <class UnpackPanel, class Store>
+inline __attribute__((always_inline)) void Products(int64_t subs, int panels, const Bf16Operand& a,
+                                                    int m, uint8_t* scratch, float* sums,
+                                                    const UnpackPanel& unpack, const Store& store) {
   _tile_loadconfig(&kConfig);
-  const int64_t subs = (shape.cols + 31) / 32;
   const int64_t a_step = a.row_stride * 32;
   const int pairs = (panels + 1) / 2;
   const int ahead_lines = (32 + pairs - 1) / pairs;  // 32 rows of a column block are 32 lines
-  const UnpackFn unpack = UnpackerOf(shape.type);
   // A panel of zeros beside the last of an odd number.
   for (int i = panels; i < 2 * pairs; ++i) {
     for (int line = 0; line < kBlockSubs * kTileBytes; line += 64) {
@@ -263,12 +290,11 @@ void Bf16Panels(const PackedShape& shape, const uint8_t* panels_data, int panels
     const int steps = static_cast<int>(subs - begin < kBlockSubs ? subs - begin : kBlockSubs);
     const bool last = begin + steps == subs;
     for (int p = 0; p < panels; ++p) {
-      unpack(shape, panels_data + p * shape.panel_bytes(), begin, steps,
-             scratch + p * kBlockSubs * kTileBytes);
+      unpack(p, begin, steps, scratch + p * kBlockSubs * kTileBytes);
     }
     float* c = sums;
-    float* store = nullptr;  // the sums that are still in the tiles
-    int store_row = 0, store_pair = 0;
+    float* held = nullptr;  // the sums that are still in the tiles
+    int held_row = 0, held_pair = 0;
     for (int row = 0; row < m; row += 32) {
       const uint16_t* rows = a.data + begin * a_step + row * 32;
       for (int pair = 0; pair < pairs; ++pair, c += 1024) {
@@ -276,17 +302,49 @@ void Bf16Panels(const PackedShape& shape, const uint8_t* panels_data, int panels
         const uint8_t* ahead =
             reinterpret_cast<const uint8_t*>(rows + 32 * 32) + pair * 64 * ahead_lines;
         const uint8_t* b = scratch + 2 * pair * kBlockSubs * kTileBytes;
-        Tiles2x2({rows, a_step, b, steps, begin == 0, c, store, ahead, ahead_lines});
-        if (last && store != nullptr) StoreRows(store, store_row, m, 32 * store_pair, result);
-        store = c;
-        store_row = row;
-        store_pair = pair;
+        Tiles2x2({rows, a_step, b, steps, begin == 0, c, held, ahead, ahead_lines});
+        if (last && held != nullptr) store(held, held_row, held_pair);
+        held = c;
+        held_row = row;
+        held_pair = pair;
       }
     }
-    StoreSums(store);
-    if (last) StoreRows(store, store_row, m, 32 * store_pair, result);
+    StoreSums(held);
+    if (last) store(held, held_row, held_pair);
   }
   _tile_release();
+}
+
+void Bf16Panels(const PackedShape& shape, const uint8_t* panels_data, int panels,
+                const Bf16Operand& a, int m, uint8_t* scratch, float* sums,
+                const Bf16Result& result) {
+  const UnpackFn unpack = UnpackerOf(shape.type);
+  const int64_t bytes = shape.panel_bytes();
+  Products((shape.cols + 31) / 32, panels, a, m, scratch, sums,
+           [&](int p, int64_t begin, int steps, uint8_t* out) {
+             unpack(shape, panels_data + p * bytes, begin, steps, out);
+           },
+           [&](const float* c, int row, int pair) { StoreRows(c, row, m, 32 * pair, result); });
+}
+
+void Bf16GatedPanels(const Bf16Matrix& gate, const Bf16Matrix& up, int panels, const Bf16Operand& a,
+                     int m, uint8_t* scratch, float* sums, const Bf16Gated& result) {
+  const UnpackFn unpack[2] = {UnpackerOf(gate.shape.type), UnpackerOf(up.shape.type)};
+  const Bf16Matrix* matrix[2] = {&gate, &up};
+  const int64_t bytes[2] = {gate.shape.panel_bytes(), up.shape.panel_bytes()};
+  constexpr decltype(&StoreGated<Activation::kSwiGlu>) kStores[kNumActivations] = {
+      StoreGated<Activation::kSwiGlu>, StoreGated<Activation::kClampedSwiGlu>,
+      StoreGated<Activation::kGeGlu>};
+  const auto store = kStores[static_cast<int>(result.activation)];
+  Products((gate.shape.cols + 31) / 32, 2 * panels, a, m, scratch, sums,
+           [&](int p, int64_t begin, int steps, uint8_t* out) {
+             const int which = p % 2;
+             unpack[which](matrix[which]->shape, matrix[which]->panels + p / 2 * bytes[which],
+                           begin, steps, out);
+           },
+           [&](const float* c, int row, int pair) {
+             store(c, row, m, result.begin + 16 * pair, result);
+           });
 }
 
 int64_t Bf16Peak(int64_t loops) {
@@ -326,6 +384,7 @@ void ToBf16(const float* x, int64_t n, uint16_t* out) {
 
 void AddAmx(LinearKernels* table) {
   table->bf16 = Bf16Panels;
+  table->bf16_gated = Bf16GatedPanels;
   table->to_bf16 = ToBf16;
   table->bf16_peak = Bf16Peak;
 }

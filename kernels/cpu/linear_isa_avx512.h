@@ -78,8 +78,9 @@ struct Isa {
   static I AddHi(I x, const uint8_t* bits, int) {
     uint64_t word;  // at any address
     __builtin_memcpy(&word, bits, sizeof word);
-    const __mmask64 k = _cvtu64_mask64(word);
-    return _mm512_mask_add_epi8(x, k, x, Set8(v));
+    // As _mm512_mask_add_epi8(x, k, x, v), for which g++ 12 copies x first.
+    __asm__("vpaddb %2, %0, %0%{%1%}" : "+v"(x) : "Yk"(_cvtu64_mask64(word)), "v"(Set8(v)));
+    return x;
   }
   static I Signed(I x) { return _mm512_xor_si512(x, Set8(0x80)); }
   static I Table(const int8_t* levels) {

@@ -73,17 +73,38 @@ using Bf16Product = void (*)(const PackedShape& shape, const uint8_t* panels_dat
                              const Bf16Operand& a, int m, uint8_t* scratch, float* sums,
                              const Bf16Result& result);
 
+// Gate and up of an FFN: element (i, j) = activation(gate + gate_bias[j], up + up_bias[j]) becomes
+// column j of row i of a bf16 operand, which is zero behind its last column up to a multiple of 32.
+struct Bf16Gated {
+  uint16_t* out = nullptr;           // the operand at the first row
+  int64_t row_stride = 0;            // of the operand
+  int64_t begin = 0;                 // column of the first panel
+  int64_t cols = 0;                  // j < cols, all columns of the operand
+  const float* gate_bias = nullptr;  // [cols] or null: 0
+  const float* up_bias = nullptr;
+  Activation activation = Activation::kSwiGlu;
+};
+inline constexpr int kBf16GatedPanels = kBf16Panels / 2;  // of either matrix in one call
+struct Bf16Matrix {
+  const PackedShape& shape;
+  const uint8_t* panels;
+};
+using Bf16GatedProduct = void (*)(const Bf16Matrix& gate, const Bf16Matrix& up, int panels,
+                                  const Bf16Operand& a, int m, uint8_t* scratch, float* sums,
+                                  const Bf16Gated& result);
+
 struct LinearKernels {
   Int8Product int8[kNumDTypes];  // null for the float types
   F32Product f32[kNumDTypes];    // null for the quantized types
   Bf16Product bf16;              // null: no such unit here; int8 (f32 for BF16 weights) serves
+  Bf16GatedProduct bf16_gated;   // null where bf16 is
 
   void (*quantize)(const float* x, int64_t blocks, Q8Block* out);  // x [blocks * 32]
   void (*to_bf16)(const float* x, int64_t n, uint16_t* out);
   float (*sum_squares)(const float* x, int64_t n);
   void (*scale)(const float* x, const float* weight, float factor, int64_t n, float* out);
-  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
-  void (*clamped_swiglu)(const float* gate, const float* up, int64_t n, float* out);
+  // Of each Activation: out = activation(gate, up).
+  void (*gated[kNumActivations])(const float* gate, const float* up, int64_t n, float* out);
 
   // For measuring: `loops` rounds of independent products in registers; return the operations done
   // (multiplications and additions counted apart). Null where the level has no such unit.

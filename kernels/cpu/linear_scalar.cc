@@ -109,6 +109,13 @@ void ClampedSwiGlu(const float* gate, const float* up, int64_t n, float* out) {
   }
 }
 
+void GeGlu(const float* gate, const float* up, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = gate[i];
+    out[i] = g / (1 + std::exp(-g * (kGeluLinear + kGeluCubic * g * g))) * up[i];
+  }
+}
+
 LinearKernels MakeTable() {
   LinearKernels k = {};
   for (int t = 0; t < kNumDTypes; ++t) {
@@ -122,8 +129,9 @@ LinearKernels MakeTable() {
   k.to_bf16 = ToBf16;
   k.sum_squares = SumSquares;
   k.scale = Scale;
-  k.swiglu = SwiGlu;
-  k.clamped_swiglu = ClampedSwiGlu;
+  k.gated[static_cast<int>(Activation::kSwiGlu)] = SwiGlu;
+  k.gated[static_cast<int>(Activation::kClampedSwiGlu)] = ClampedSwiGlu;
+  k.gated[static_cast<int>(Activation::kGeGlu)] = GeGlu;
   return k;
 }
 

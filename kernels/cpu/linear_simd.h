@@ -116,12 +116,12 @@ void ProductRows(const PackedShape& shape, const uint8_t* panel, const Q8Block* 
   typename Fmt::Head head;
   for (int64_t i = 0; i < subs;) {
     Fmt::Header(p, &head);
+    // A short header is asked for with its only sub-block.
+    constexpr int kHeaderOfSub = Fmt::kSubs == 1 ? Fmt::kHeaderBytes : 0;
+    for (int at = kHeaderOfSub; at < Fmt::kHeaderBytes; at += 64) Prefetch(p + at);
     p += Fmt::kHeaderBytes;
     for (; s < Fmt::kSubs && i < subs; ++s, ++i) {
-      for (int line = 0; line < Fmt::kSubBytes + (Fmt::kSubs == 1 ? Fmt::kHeaderBytes : 0);
-           line += 64) {
-        Prefetch(p + line);
-      }
+      for (int at = 0; at < Fmt::kSubBytes + kHeaderOfSub; at += 64) Prefetch(p + at);
       AddSubBlock<Isa, Fmt, M>(head, p, s, rows, i, acc);
       p += Fmt::kSubBytes;
     }
@@ -362,43 +362,13 @@ void Scale(const float* x, const float* weight, float factor, int64_t n, float* 
   for (; i < n; ++i) out[i] = x[i] * factor * weight[i];
 }
 
-// e^x for x in [-87, 88]: 2^n * p(r), x = n ln 2 + r, |r| <= ln 2 / 2; degree 6, relative error
-// under 2e-7.
-inline __attribute__((always_inline)) F Exp(F x) {
-  x = Isa::Max(Isa::Min(x, Isa::Broadcast(88.0f)), Isa::Broadcast(-87.0f));
-  const F n = Isa::Round(Isa::Mul(x, Isa::Broadcast(1.44269504f)));
-  F r = Isa::Fma(n, Isa::Broadcast(-0.693359375f), x);
-  r = Isa::Fma(n, Isa::Broadcast(2.12194440e-4f), r);
-  F p = Isa::Broadcast(1.0f / 720);
-  p = Isa::Fma(p, r, Isa::Broadcast(1.0f / 120));
-  p = Isa::Fma(p, r, Isa::Broadcast(1.0f / 24));
-  p = Isa::Fma(p, r, Isa::Broadcast(1.0f / 6));
-  p = Isa::Fma(p, r, Isa::Broadcast(0.5f));
-  p = Isa::Fma(p, r, Isa::Broadcast(1.0f));
-  p = Isa::Fma(p, r, Isa::Broadcast(1.0f));
-  const I power = Isa::Shl32(Isa::Add32(Isa::ToInt(n), Isa::Set32(127)), 23);
-  return Isa::Mul(p, Isa::AsFloat(power));
-}
+#include "kernels/cpu/linear_activation.h"
 
-// The Activations of kernels/activation.h.
-template <bool kClamped>
-inline __attribute__((always_inline)) F GatedOf(F g, F u) {
-  const F one = Isa::Broadcast(1.0f);
-  if constexpr (!kClamped) {
-    return Isa::Mul(Isa::Div(g, Isa::Fma(one, one, Exp(Isa::Mul(g, Isa::Broadcast(-1.0f))))), u);
-  }
-  const F most = Isa::Broadcast(kSwiGluLimit), least = Isa::Broadcast(-kSwiGluLimit);
-  g = Isa::Min(g, most);
-  u = Isa::Max(Isa::Min(u, most), least);
-  g = Isa::Div(g, Isa::Fma(one, one, Exp(Isa::Mul(g, Isa::Broadcast(-kSwiGluAlpha)))));
-  return Isa::Fma(g, u, g);
-}
-
-template <bool kClamped>
+template <Activation kActivation>
 void Gated(const float* gate, const float* up, int64_t n, float* out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    Isa::StoreF(out + i, GatedOf<kClamped>(Isa::LoadF(gate + i), Isa::LoadF(up + i)));
+    Isa::StoreF(out + i, GatedOf<kActivation>(Isa::LoadF(gate + i), Isa::LoadF(up + i)));
   }
   if (i == n) return;
   // The rest goes through the same code: a value must not depend on where its column stands.
@@ -407,7 +377,7 @@ void Gated(const float* gate, const float* up, int64_t n, float* out) {
     g[j - i] = gate[j];
     u[j - i] = up[j];
   }
-  Isa::StoreF(o, GatedOf<kClamped>(Isa::LoadF(g), Isa::LoadF(u)));
+  Isa::StoreF(o, GatedOf<kActivation>(Isa::LoadF(g), Isa::LoadF(u)));
   for (int64_t j = i; j < n; ++j) out[j] = o[j - i];
 }
 
@@ -493,8 +463,9 @@ constexpr LinearKernels MakeTable() {
   k.to_bf16 = ToBf16;
   k.sum_squares = SumSquares;
   k.scale = Scale;
-  k.swiglu = Gated<false>;
-  k.clamped_swiglu = Gated<true>;
+  k.gated[static_cast<int>(Activation::kSwiGlu)] = Gated<Activation::kSwiGlu>;
+  k.gated[static_cast<int>(Activation::kClampedSwiGlu)] = Gated<Activation::kClampedSwiGlu>;
+  k.gated[static_cast<int>(Activation::kGeGlu)] = Gated<Activation::kGeGlu>;
   k.int8_peak = Int8Peak;
   k.f32_peak = F32Peak;
   return k;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu/elementwise.h"
+
 namespace shoal {
 namespace {
 
@@ -54,6 +56,10 @@ Operand PlaceOperand(int64_t rows, int64_t bf16_rows, int64_t cols, int64_t* at)
   return o;
 }
 
+Operand PlaceBf16Operand(int64_t rows, int64_t cols, int64_t* at) {
+  return PlaceOperand(0, rows, cols, at);
+}
+
 Operand MoveOperand(const Operand& offsets, uint8_t* base) {
   Operand o = offsets;
   o.int8 = reinterpret_cast<Q8Block*>(base + reinterpret_cast<int64_t>(offsets.int8));
@@ -77,28 +83,34 @@ void PrepareRows(const LinearKernels& kernels, const OperandRows& rows, int row_
   const int64_t end = tasks * (thread + 1) / threads;
   alignas(64) float local[kChunkCols];
   int64_t norm_row = -1;
-  float norm = 0;
+  float norm = 0, mean = 0;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t row = row_begin + task / chunks;
     const int64_t col = task % chunks * kChunkCols;
     const int64_t n = std::min<int64_t>(kChunkCols, rows.cols - col);
-    const int64_t source = (slot_row != nullptr ? slot_row[row] : row) * input.stride;
+    const int64_t source_row = slot_row != nullptr ? slot_row[row] : row;
+    const int64_t source = source_row * input.stride;
     const float* x = input.x + source + col;
-    if (input.kind == LinearInput::Kind::kRmsNorm) {
+    const bool layer_norm = input.kind == LinearInput::Kind::kLayerNorm;
+    if (layer_norm || input.kind == LinearInput::Kind::kRmsNorm) {
       // Threads that share a row each add up its squares: cheaper than another barrier.
       if (norm_row != row) {
-        const float mean =
-            kernels.sum_squares(input.x + source, rows.cols) / static_cast<float>(rows.cols);
-        norm = 1 / std::sqrt(mean + input.eps);
+        const float* whole = input.x + source;
+        const Moments m = layer_norm ? MomentsOf(whole, rows.cols)
+                                     : Moments{0, kernels.sum_squares(whole, rows.cols)};
+        mean = m.mean;
+        norm = input.scale / std::sqrt(m.squares / static_cast<float>(rows.cols) + input.eps);
+        if (input.row_scale != nullptr) norm *= input.row_scale[source_row];
         norm_row = row;
       }
-      kernels.scale(x, input.weight + col, norm, n, local);
+      if (layer_norm) {
+        Normalize(x, input.weight + col, mean, norm, n, local);
+      } else {
+        kernels.scale(x, input.weight + col, norm, n, local);
+      }
       x = local;
-    } else if (input.kind == LinearInput::Kind::kSwiGlu) {
-      kernels.swiglu(x, input.up + source + col, n, local);
-      x = local;
-    } else if (input.kind == LinearInput::Kind::kClampedSwiGlu) {
-      kernels.clamped_swiglu(x, input.up + source + col, n, local);
+    } else if (input.kind == LinearInput::Kind::kGated) {
+      kernels.gated[static_cast<int>(input.activation)](x, input.up + source + col, n, local);
       x = local;
     }
     ConvertChunk(kernels, x, row, col, n, needs, rows.operand);

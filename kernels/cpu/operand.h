@@ -28,6 +28,8 @@ struct Operand {
 // Places the operand's parts behind each other from *at on: the pointers hold offsets until
 // MoveOperand. bf16_rows is 0 where there are no tiles.
 Operand PlaceOperand(int64_t rows, int64_t bf16_rows, int64_t cols, int64_t* at);
+// The same for tiles alone.
+Operand PlaceBf16Operand(int64_t rows, int64_t cols, int64_t* at);
 Operand MoveOperand(const Operand& offsets, uint8_t* base);
 
 // The forms that some rows are wanted in.

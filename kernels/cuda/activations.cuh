@@ -32,12 +32,23 @@ __device__ inline float BlockReduce(float v) {
   return v;
 }
 
-__device__ __forceinline__ float Silu(float x) { return x / (1 + expf(-x)); }
+template <Activation kActivation>
+__device__ __forceinline__ float GatedOf(float gate, float up) {
+  if constexpr (kActivation == Activation::kSwiGlu) {
+    return gate / (1 + expf(-gate)) * up;
+  } else if constexpr (kActivation == Activation::kGeGlu) {
+    return gate / (1 + expf(-gate * (kGeluLinear + kGeluCubic * gate * gate))) * up;
+  } else {
+    const float g = fminf(gate, kSwiGluLimit);
+    const float u = fminf(fmaxf(up, -kSwiGluLimit), kSwiGluLimit);
+    return g / (1 + expf(-kSwiGluAlpha * g)) * (u + 1);
+  }
+}
 
-__device__ __forceinline__ float ClampedSwiGlu(float gate, float up) {
-  const float g = fminf(gate, kSwiGluLimit);
-  const float u = fminf(fmaxf(up, -kSwiGluLimit), kSwiGluLimit);
-  return g / (1 + expf(-kSwiGluAlpha * g)) * (u + 1);
+template <Activation kActivation>
+__device__ __forceinline__ float4 GatedOf(const float4& gate, const float4& up) {
+  return {GatedOf<kActivation>(gate.x, up.x), GatedOf<kActivation>(gate.y, up.y),
+          GatedOf<kActivation>(gate.z, up.z), GatedOf<kActivation>(gate.w, up.w)};
 }
 
 // Columns col .. col + 3 of a row of `cols`; zeros behind its end.
@@ -54,6 +65,7 @@ struct RowReader {
   const InputRows& in;
   const float *x, *up;
   float factor = 1;  // of the norm, without the weight
+  float mean = 0;    // that a LayerNorm subtracts
 
   static constexpr int kAhead = 8;
 
@@ -61,32 +73,51 @@ struct RowReader {
       : in(input),
         x(input.x + row * input.stride),
         up(input.up != nullptr ? input.up + row * input.stride : nullptr) {
-    if (in.kind != InputRows::Kind::kRmsNorm) return;
+    if (in.kind != InputRows::Kind::kRmsNorm && in.kind != InputRows::Kind::kLayerNorm) return;
+    const float count = static_cast<float>(in.cols);
+    if (in.kind == InputRows::Kind::kLayerNorm) {
+      mean = RowSum([](const float4& v, int) { return (v.x + v.y) + (v.z + v.w); }) / count;
+    }
+    const float squares = RowSum([this](const float4& v, int col) {
+      const float4 d = Centered(v, col);
+      return (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w);
+    });
+    factor = in.scale / sqrtf(squares / count + in.eps);
+    if (in.row_scale != nullptr) factor *= in.row_scale[row];
+  }
+
+  // The sum of term(columns, the first of them) over the row.
+  template <typename Term>
+  __device__ float RowSum(const Term& term) const {
     float sum = 0;
     for (int first = 4 * threadIdx.x; first < in.cols; first += kAhead * kRowStep) {
       float4 v[kAhead];  // all of them under way at once
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) v[i] = LoadColumns(x, first + i * kRowStep, in.cols);
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        sum += (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
-      }
+      for (int i = 0; i < kAhead; ++i) sum += term(v[i], first + i * kRowStep);
     }
-    factor = 1 / sqrtf(BlockReduce<false>(sum) / static_cast<float>(in.cols) + in.eps);
+    return BlockReduce<false>(sum);
+  }
+
+  // Less the mean; zeros stay behind the row's end.
+  __device__ float4 Centered(const float4& v, int col) const {
+    if (in.kind != InputRows::Kind::kLayerNorm) return v;
+    return {col < in.cols ? v.x - mean : 0, col + 1 < in.cols ? v.y - mean : 0,
+            col + 2 < in.cols ? v.z - mean : 0, col + 3 < in.cols ? v.w - mean : 0};
   }
 
   __device__ float4 Columns(int col) const {
     float4 v = LoadColumns(x, col, in.cols);
-    if (in.kind == InputRows::Kind::kRmsNorm) {
+    if (in.kind == InputRows::Kind::kRmsNorm || in.kind == InputRows::Kind::kLayerNorm) {
       const float4 w = LoadColumns(in.weight, col, in.cols);
+      v = Centered(v, col);
       v = {v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w};
-    } else if (in.kind == InputRows::Kind::kSwiGlu) {
+    } else if (in.kind == InputRows::Kind::kGated) {
       const float4 u = LoadColumns(up, col, in.cols);
-      v = {Silu(v.x) * u.x, Silu(v.y) * u.y, Silu(v.z) * u.z, Silu(v.w) * u.w};
-    } else if (in.kind == InputRows::Kind::kClampedSwiGlu) {
-      const float4 u = LoadColumns(up, col, in.cols);
-      v = {ClampedSwiGlu(v.x, u.x), ClampedSwiGlu(v.y, u.y), ClampedSwiGlu(v.z, u.z),
-           ClampedSwiGlu(v.w, u.w)};
+      v = in.activation == Activation::kSwiGlu  ? GatedOf<Activation::kSwiGlu>(v, u)
+          : in.activation == Activation::kGeGlu ? GatedOf<Activation::kGeGlu>(v, u)
+                                                : GatedOf<Activation::kClampedSwiGlu>(v, u);
     }
     return v;
   }

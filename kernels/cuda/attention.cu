@@ -40,8 +40,6 @@ DecodeChoice ChooseDecode(KvType type, int heads, int head_dim) {
   return ChooseDecode<Q8Kv>(heads, head_dim);
 }
 
-int AccStride(int head_dim) { return (head_dim + 3) / 4 * 4; }
-
 void WriteCache(const CacheParams& params, KvType type, int rows, Stream stream) {
   const int heads = params.q_heads + 2 * params.kv.kv_heads;
   const dim3 grid(rows, (heads + kCacheWarps - 1) / kCacheWarps);
@@ -62,9 +60,14 @@ void QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer&
   params.k = args.k;
   params.v = args.v;
   params.stride = args.stride;
+  params.norm = args.norm;
   params.q_norm = args.q_norm;
   params.k_norm = args.k_norm;
   params.eps = args.eps;
+  params.squares = args.squares;
+  params.q_scale = args.q_scale;
+  params.q_cols = args.q_cols;
+  params.k_cols = args.k_cols;
   if (args.rope != nullptr && args.rope->rotary_dim > 0) {
     params.rope = {args.rope->cos, args.rope->sin, args.rope->rotary_dim / 2, args.rope->neox};
   }
@@ -76,7 +79,7 @@ void QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer&
 }
 
 int64_t AttentionWorkspaceBytes(int q_heads, int head_dim, int items) {
-  return static_cast<int64_t>(items) * q_heads * (AccStride(head_dim) + 2) * sizeof(float);
+  return static_cast<int64_t>(items) * q_heads * (PartialStride(head_dim) + 2) * sizeof(float);
 }
 
 void Attention(const float* q, int64_t q_stride, const AttentionShape& shape, const KvLayer& kv,
@@ -84,14 +87,22 @@ void Attention(const float* q, int64_t q_stride, const AttentionShape& shape, co
                Stream stream) {
   const KvView view = ViewOf(kv);
   const HeadMap heads = MapOf(shape);
-  if (plan.prefill_count > 0) {
-    AttendPrompt({q, q_stride, out, out_stride, view, heads, ScaleLog2(shape), plan.segments,
-                  plan.tables, plan.prefill_items},
-                 kv.shape.type, plan.prefill_count, stream);
+  if (plan.prefill_pass_count > 0) {
+    PrefillParams prompts = {};
+    prompts.q = q;
+    prompts.q_stride = q_stride;
+    prompts.out = out;
+    prompts.out_stride = out_stride;
+    prompts.kv = view;
+    prompts.heads = heads;
+    prompts.scale_log2 = ScaleLog2(shape);
+    prompts.segments = plan.segments;
+    prompts.tables = plan.tables;
+    AttendPrompts(prompts, kv.shape.type, plan, workspace, stream);
   }
   const int most_heads = shape.group < shape.q_heads ? shape.group : shape.q_heads;
   const DecodeChoice choice = ChooseDecode(kv.shape.type, most_heads, shape.head_dim);
-  const int stride = AccStride(shape.head_dim);
+  const int stride = PartialStride(shape.head_dim);
   const char* const wanted = std::getenv("SHOAL_CUDA_PREFETCH");
   const bool prefetch = wanted == nullptr || wanted[0] != '0';
   DecodePass begin = {0, 0};

@@ -21,12 +21,22 @@ void QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer&
                 const BatchPlan& plan, Stream stream);
 
 // What PlanOptions::prefill_tile shall be on a device whose blocks may have `max_shared_bytes` of
-// shared memory (cudaDevAttrMaxSharedMemoryPerBlockOptin). 0 for an f32 cache, whose users want
-// every bit.
+// shared memory. 0 for an f32 cache, whose users want every bit.
 int PrefillTile(const KvShape& kv, int64_t max_shared_bytes);
 
-// Partial results of `items` splits, aligned to 16.
+struct AttentionChip {
+  int64_t max_shared_bytes = 0;  // of a block: cudaDevAttrMaxSharedMemoryPerBlockOptin
+  int multiprocessors = 1;
+};
+// How batches are cut where the workspace holds partial results of `partial_items` splits.
+// SHOAL_CUDA_SPLIT_PROMPTS=0: no prompt over its context.
+PlanOptions PlanOptionsFor(const AttentionShape& shape, const KvShape& kv,
+                           const AttentionChip& chip, int partial_items);
+
+// Partial results of `items` splits of decode rows, aligned to 16; those of prompts share it.
 int64_t AttentionWorkspaceBytes(int q_heads, int head_dim, int items);
+// Floats between them.
+inline int PartialStride(int head_dim) { return (head_dim + 3) / 4 * 4; }
 
 // `workspace` holds what the plan's PlanOptions::partial_items need.
 void Attention(const float* q, int64_t q_stride, const AttentionShape& shape, const KvLayer& kv,

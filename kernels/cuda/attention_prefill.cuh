@@ -6,6 +6,13 @@
 // the heads of a group share every K and V that is loaded, however short the chunk of the prompt
 // is.
 //
+// The context is cut into runs of a fixed number of positions. Within one the softmax is
+// FlashAttention's; at its end the tile's open softmax is joined to that of the runs before. A
+// block that walks over all of them keeps what is joined in the output's rows, which it alone
+// writes, and {largest score, sum of p} in registers; where a block has one run (a short chunk over
+// a long context, planner.h), its open softmax goes to the workspace and MergeRuns joins them, in
+// the same order with the same roundings. So the bits are the same.
+//
 // Precision. Scores are exponents: an error of e in a score is a factor exp(e), so rounding where
 // keys are large (Qwen2 has them) would be off by percents. K enters as it is: f16 values are
 // operands, the int8 of q8_0 too, and their scales multiply the sums of 32 dims in f32. A query is
@@ -422,24 +429,91 @@ __device__ void AddValues(const float (&p)[T::kTokens / 8][4], const TileMemory<
   }
 }
 
+// A softmax that is still open: the largest score, as an exponent of 2, and the sum of p, which
+// with the sum of p * v carries a factor 2^kProbExponent.
+struct OpenSoftmax {
+  float largest = kHidden;
+  float sum = 0;
+  __device__ bool saw_nothing() const { return largest <= kHidden; }
+};
+struct JoinWeights {
+  float keep, add;
+};
+
+// `whole` goes on with `run`, which saw something. Each rounding is written out: two kernels do
+// this and the next, and must give the same bits.
+__device__ inline JoinWeights Join(OpenSoftmax& whole, const OpenSoftmax& run) {
+  const float largest = fmaxf(whole.largest, run.largest);
+  const JoinWeights w = {Exp2(__fsub_rn(whole.largest, largest)),
+                         Exp2(__fsub_rn(run.largest, largest))};
+  whole = {largest, __fmaf_rn(run.sum, w.add, __fmul_rn(whole.sum, w.keep))};
+  return w;
+}
+// Of a sum of p * v; what saw nothing yet has sums of 0.
+__device__ inline float Joined(float whole, float run, const JoinWeights& w) {
+  return __fmaf_rn(run, w.add, __fmul_rn(whole, w.keep));
+}
+// What the sums of p * v are multiplied by at the end. A token sees itself: at least
+// 2^kProbExponent.
+__device__ inline float LastFactor(const OpenSoftmax& whole, float sink) {
+  return __frcp_rn(
+      __fadd_rn(whole.sum, Exp2(__fadd_rn(__fsub_rn(sink, whole.largest), kProbExponent))));
+}
+
+// What a lane's two rows have seen in the run that ends here.
 template <typename T>
-__device__ void WriteRows(const RowState<T>& state, const RowPair& rows, float* const (&out)[2],
-                          int dims) {
+__device__ OpenSoftmax RunOf(const RowState<T>& state, int r) {
+  float sum = state.sum[r];
+  sum += __shfl_xor_sync(kWholeWarp, sum, 1);
+  sum += __shfl_xor_sync(kWholeWarp, sum, 2);
+  return {state.largest[r], sum};
+}
+
+// A run joins what the rows have gathered, in the output; `last`: which is then finished.
+template <typename T>
+__device__ void JoinRows(const RowState<T>& state, const RowPair& rows, float* const (&out)[2],
+                         int dims, bool last, OpenSoftmax (&whole)[2]) {
   const int column = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    float sum = state.sum[r];
-    sum += __shfl_xor_sync(kWholeWarp, sum, 1);
-    sum += __shfl_xor_sync(kWholeWarp, sum, 2);
-    if (out[r] == nullptr) continue;
-    // A token sees itself: at least 2^kProbExponent.
-    const float inverse = 1 / (sum + Exp2(rows.sink[r] - state.largest[r] + kProbExponent));
+    const OpenSoftmax run = RunOf(state, r);
+    const bool begun = !whole[r].saw_nothing(), joins = !run.saw_nothing();
+    if (out[r] == nullptr || !(joins || last)) continue;
+    JoinWeights weights = {1, 0};
+    if (joins) weights = Join(whole[r], run);
+    const float factor = last ? LastFactor(whole[r], rows.sink[r]) : 1;
 #pragma unroll
     for (int n = 0; n < T::kDims / 8; ++n) {
       const int d = n * 8 + column;
       if (d >= dims) break;
-      out[r][d] = state.acc[n][2 * r] * inverse;
-      out[r][d + 1] = state.acc[n][2 * r + 1] * inverse;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float x = begun ? out[r][d + i] : 0;
+        if (joins) x = Joined(x, state.acc[n][2 * r + i], weights);
+        out[r][d + i] = __fmul_rn(x, factor);
+      }
+    }
+  }
+}
+
+// A run by itself, to the workspace: vectors [first, first + 16) of the warp stand at acc and
+// state.
+template <typename T>
+__device__ void WriteRun(const RowState<T>& state, float* const (&out)[2], int dims, int acc_stride,
+                         float* acc, float2* open) {
+  const int column = threadIdx.x % 4 * 2, row = threadIdx.x % 32 / 4;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const OpenSoftmax run = RunOf(state, r);
+    if (out[r] == nullptr) continue;
+    const int vector = row + 8 * r;
+    if (threadIdx.x % 4 == 0) open[vector] = make_float2(run.largest, run.sum);
+#pragma unroll
+    for (int n = 0; n < T::kDims / 8; ++n) {
+      const int d = n * 8 + column;
+      if (d >= dims) break;
+      *reinterpret_cast<float2*>(acc + static_cast<int64_t>(vector) * acc_stride + d) =
+          make_float2(state.acc[n][2 * r], state.acc[n][2 * r + 1]);
     }
   }
 }
@@ -462,6 +536,11 @@ __global__ void __launch_bounds__(T::kThreads) AttendTile(PrefillParams p) {
   view.dims = p.kv.head_dim;
   view.begin = p.heads.FirstVisible(segment.pos + first_vector / heads);
   view.end = segment.pos + (min(first_vector + T::kVectors, count) - 1) / heads + 1;
+  if (item.run != kWholeContext) {
+    view.begin = max(view.begin, item.run * p.run_tokens);
+    view.end = min(view.end, (item.run + 1) * p.run_tokens);
+    if (view.begin >= view.end) return;
+  }
 
   RowPair rows;
   float* out[2];
@@ -493,6 +572,8 @@ __global__ void __launch_bounds__(T::kThreads) AttendTile(PrefillParams p) {
   QueryOperand<T> q;
   q.shared = tile.q + threadIdx.x;
   LoadQueryOperand(rows, view.dims, p.scale_log2, q);
+  OpenSoftmax whole[2];
+  int run_end = min(view.end, (view.begin / p.run_tokens + 1) * p.run_tokens);
   RowState<T> state;
   for (; first < view.end; first += T::kTokens) {
     float s[T::kTokens / 8][4];
@@ -508,9 +589,73 @@ __global__ void __launch_bounds__(T::kThreads) AttendTile(PrefillParams p) {
     CpAsyncWait<1>();
     __syncthreads();
     AddValues(s, tile, state);
+    if (item.run == kWholeContext && first + T::kTokens >= run_end) {
+      JoinRows(state, rows, out, view.dims, run_end == view.end, whole);
+      run_end = min(view.end, run_end + p.run_tokens);
+      state = RowState<T>();
+    }
     __syncthreads();  // all have read V
   }
-  WriteRows(state, rows, out, view.dims);
+  if (item.run == kWholeContext) return;
+  const int64_t at =
+      ((static_cast<int64_t>(blockIdx.x) - p.whole_tiles) * p.kv.kv_heads + view.kv_head) *
+          T::kVectors +
+      static_cast<int>(threadIdx.x) / 32 * 16;
+  WriteRun(state, out, view.dims, p.acc_stride, p.acc + at * p.acc_stride, p.state + at);
+}
+
+inline constexpr int kMergeWarps = 4;
+
+// Grid: merges, KV heads, vectors of a tile by kMergeWarps: a warp has one vector, its lanes the
+// dims. Runs that the row does not see were not written.
+static __global__ void __launch_bounds__(32 * kMergeWarps) MergeRuns(PrefillMergeParams params) {
+  GridWait();
+  const PrefillParams& p = params.prefill;
+  const PrefillMerge merge = params.merges[blockIdx.x];
+  const SegmentPlace segment = p.segments[merge.segment];
+  const int kv_head = static_cast<int>(blockIdx.y);
+  const int first_head = p.heads.First(kv_head);
+  const int heads = p.heads.Last(kv_head) - first_head;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int local = static_cast<int>(blockIdx.z) * kMergeWarps + static_cast<int>(threadIdx.x) / 32;
+  const int vector = merge.tile * params.tile + local;
+  if (local >= params.tile || vector >= segment.rows * max(heads, 0)) return;
+  const int pos = segment.pos + vector / heads, head = first_head + vector % heads;
+  const int64_t in_tiles = static_cast<int64_t>(kv_head) * params.tile + local;
+  const int64_t stride = static_cast<int64_t>(p.kv.kv_heads) * params.tile;  // between runs
+  const int begin = max(merge.run_begin, p.heads.FirstVisible(pos) / p.run_tokens);
+  const int end = min(merge.run_end, pos / p.run_tokens + 1);
+  OpenSoftmax before;
+  if (merge.run_begin > 0) {
+    const float2 carried = params.carried[in_tiles];
+    before = {carried.x, carried.y};
+  }
+  float* out = p.out + (segment.row + vector / heads) * p.out_stride +
+               static_cast<int64_t>(head) * p.kv.head_dim;
+  const int64_t first = (merge.first_item + begin - merge.run_begin) * stride + in_tiles;
+  OpenSoftmax whole = before;
+  for (int dim = 4 * lane; dim < p.kv.head_dim; dim += 128) {
+    const int dims = min(p.kv.head_dim - dim, 4);
+    whole = before;
+    float acc[4] = {};
+    for (int i = 0; i < dims && !before.saw_nothing(); ++i) acc[i] = out[dim + i];
+#pragma unroll 4
+    for (int i = 0; i < end - begin; ++i) {
+      const int64_t at = first + i * stride;
+      const float2 open = p.state[at];
+      const float4 v = *reinterpret_cast<const float4*>(p.acc + at * p.acc_stride + dim);
+      const OpenSoftmax run = {open.x, open.y};
+      if (run.saw_nothing()) continue;
+      const JoinWeights w = Join(whole, run);
+      acc[0] = Joined(acc[0], v.x, w);
+      acc[1] = Joined(acc[1], v.y, w);
+      acc[2] = Joined(acc[2], v.z, w);
+      acc[3] = Joined(acc[3], v.w, w);
+    }
+    const float factor = merge.last != 0 ? LastFactor(whole, p.heads.SinkLog2(head)) : 1;
+    for (int i = 0; i < dims; ++i) out[dim + i] = __fmul_rn(acc[i], factor);
+  }
+  if (merge.last == 0 && lane == 0) params.carry[in_tiles] = make_float2(whole.largest, whole.sum);
 }
 
 }  // namespace shoal::cuda

@@ -8,6 +8,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/mailbox.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/peer_sums.h"
 #include "kernels/status_macros.h"
 
 namespace shoal::cuda {
@@ -48,9 +49,14 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(int device) {
   }
   SHOAL_RETURN_IF_ERROR(ToStatus(cudaSetDevice(device), "choosing a GPU"));
   int shared = 0;
+  AttentionChip chip;
   SHOAL_RETURN_IF_ERROR(
       ToStatus(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
                "asking for shared memory"));
+  SHOAL_RETURN_IF_ERROR(ToStatus(
+      cudaDeviceGetAttribute(&chip.multiprocessors, cudaDevAttrMultiProcessorCount, device),
+      "asking for multiprocessors"));
+  chip.max_shared_bytes = shared;
   SHOAL_ASSIGN_OR_RETURN(OwnedStream stream, OwnedStream::Create());
   SHOAL_ASSIGN_OR_RETURN(CudaCopies copies, CudaCopies::Create(stream.get()));
   // On chips with sm_90 and up own tiles, of mma.sync, reach half of what wgmma gives.
@@ -59,14 +65,14 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(int device) {
     absl::StatusOr<std::unique_ptr<Cublas>> loaded = Cublas::Load(stream.get());
     if (loaded.ok()) cublas = *std::move(loaded);
   }
-  return std::unique_ptr<CudaBackend>(new CudaBackend(gpus[device], shared, std::move(stream),
-                                                      std::move(copies), std::move(cublas)));
+  return std::unique_ptr<CudaBackend>(
+      new CudaBackend(gpus[device], chip, std::move(stream), std::move(copies), std::move(cublas)));
 }
 
-CudaBackend::CudaBackend(const GpuInfo& info, int64_t max_shared_bytes, OwnedStream stream,
+CudaBackend::CudaBackend(const GpuInfo& info, const AttentionChip& chip, OwnedStream stream,
                          CudaCopies copies, std::unique_ptr<Cublas> cublas)
     : info_(info),
-      max_shared_bytes_(max_shared_bytes),
+      chip_(chip),
       queue_(std::move(stream), info.pci),
       copies_(std::move(copies)),
       cublas_(std::move(cublas)),
@@ -129,13 +135,14 @@ absl::Status CudaBackend::Step(const DecodeStep& step, absl::FunctionRef<absl::S
   if (graphs_.on()) {
     shape = planner_->ShapeOf(step.segments, static_cast<int>(PartialItems(limits_)));
   }
-  if (!shape.has_value()) return ops(rows);
+  if (!shape.has_value() || shape->rows > step.rows_max) return ops(rows);
   SHOAL_CHECK(step.ids.empty() || step.ids.size() == step.segments.size(), "an id for each row");
   SHOAL_ASSIGN_OR_RETURN(uint8_t* const host, plan_upload_.Begin());
   plan_ = planner_->BuildStep(step.segments, step.ids, *shape, host, plan_upload_.device());
   SHOAL_RETURN_IF_ERROR(plan_upload_.Commit(planner_->UsedBytes(), stream()));
   in_step_ = true;
-  const absl::Status status = graphs_.Run(*shape, [&] { return ops(shape->rows); });
+  const absl::Status status = graphs_.Run(
+      *shape, [&] { return ops(shape->rows); }, step.agree);
   in_step_ = false;
   return status;
 }
@@ -172,6 +179,13 @@ absl::StatusOr<std::unique_ptr<PeerMailbox>> CudaBackend::MakeMailbox(int64_t sl
   return CudaMailbox::Create(slot_bytes, stream());
 }
 
+absl::StatusOr<std::unique_ptr<PeerSums>> CudaBackend::MakePeerSums(PeerMemory memory, int rank,
+                                                                    int ranks) {
+  auto sums = CudaPeerSums::Create(memory, rank, ranks, info_.pci, stream());
+  if (!sums.ok()) cudaGetLastError();  // said here
+  return sums;
+}
+
 absl::StatusOr<std::unique_ptr<CopyEngine>> CudaBackend::MakeCopies() {
   SHOAL_ASSIGN_OR_RETURN(CudaCopies copies, CudaCopies::Create(stream()));
   return std::make_unique<CudaCopies>(std::move(copies));
@@ -183,8 +197,9 @@ absl::Status CudaBackend::Check() {
   return status_;
 }
 
-void CudaBackend::Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float* out) {
-  if (in_step_) return cuda::Embed(table, plan_->ids, plan_->row_count, out, stream());
+void CudaBackend::Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float scale,
+                        float* out) {
+  if (in_step_) return cuda::Embed(table, plan_->ids, plan_->row_count, scale, out, stream());
   const absl::StatusOr<uint8_t*> host = ids_upload_.Begin();
   Keep(host.status());
   if (!host.ok()) return;
@@ -193,12 +208,17 @@ void CudaBackend::Embed(const PackedMatrix& table, absl::Span<const int32_t> ids
   std::memcpy(*host, ids.data(), bytes);
   Keep(ids_upload_.Commit(bytes, stream()));
   cuda::Embed(table, reinterpret_cast<const int32_t*>(ids_upload_.device()),
-              static_cast<int>(ids.size()), out, stream());
+              static_cast<int>(ids.size()), scale, out, stream());
 }
 
-void CudaBackend::RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows,
-                          int cols, float* out, int64_t out_stride) {
-  cuda::RmsNorm(x, stride, weight, eps, rows, cols, out, out_stride, stream());
+void CudaBackend::Norm(const LinearInput& input, int rows, int cols, float* out,
+                       int64_t out_stride) {
+  cuda::Norm(input, rows, cols, out, out_stride, stream());
+}
+
+void CudaBackend::SumSquares(const float* x, int64_t stride, const ColumnRun (&runs)[2], int rows,
+                             float* sums) {
+  cuda::SumSquares(x, stride, runs, rows, sums, stream());
 }
 
 void CudaBackend::Linear(const LinearInput& input, int cols, RowCount rows,
@@ -215,9 +235,8 @@ const BatchPlan* CudaBackend::Plan(absl::Span<const Segment> segments, const Att
   const absl::StatusOr<uint8_t*> host = plan_upload_.Begin();
   Keep(host.status());
   if (!host.ok()) return nullptr;
-  PlanOptions options;
-  options.prefill_tile = PrefillTile(kv.shape, max_shared_bytes_);
-  options.partial_items = static_cast<int>(PartialItems(limits_));
+  const PlanOptions options =
+      PlanOptionsFor(shape, kv.shape, chip_, static_cast<int>(PartialItems(limits_)));
   plan_ = planner_->Build(segments, shape, options, *host, plan_upload_.device());
   Keep(plan_upload_.Commit(planner_->UsedBytes(), stream()));
   return &*plan_;
@@ -242,7 +261,7 @@ void CudaBackend::Attention(const float* q, int64_t q_stride, const AttentionSha
 void CudaBackend::Route(const RouterArgs& args, int rows, int32_t* ids, float* weights) {
   SHOAL_CHECK(rows <= limits_.rows && args.used <= limits_.experts_used,
               "more rows or experts than Limits");
-  cuda::Route(args, rows, ids, weights, stream());
+  cuda::Route(args, rows, in_step_ ? plan_->rows : nullptr, ids, weights, stream());
 }
 
 void CudaBackend::Experts(const LinearInput& input, int cols, RowCount rows, const int32_t* ids,

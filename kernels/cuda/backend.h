@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/attention_ops.h"
 #include "kernels/cuda/copies.h"
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/device.h"
@@ -43,15 +44,20 @@ class CudaBackend final : public Backend {
   CopyEngine* copies() override { return &copies_; }
   absl::StatusOr<std::unique_ptr<CopyEngine>> MakeCopies() override;
   absl::StatusOr<std::unique_ptr<PeerMailbox>> MakeMailbox(int64_t slot_bytes) override;
+  absl::StatusOr<std::unique_ptr<PeerSums>> MakePeerSums(PeerMemory memory, int rank,
+                                                         int ranks) override;
   DeviceQueue* queue() override { return &queue_; }
   absl::Status Check() override;
 
   void BeginBatch() override { plan_.reset(); }
   absl::Status Step(const DecodeStep& step, absl::FunctionRef<absl::Status(int)> ops) override;
+  bool replays_steps() const override { return graphs_.on(); }
   const StepGraphs& graphs() const { return graphs_; }
-  void Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float* out) override;
-  void RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows, int cols,
-               float* out, int64_t out_stride) override;
+  void Embed(const PackedMatrix& table, absl::Span<const int32_t> ids, float scale,
+             float* out) override;
+  void Norm(const LinearInput& input, int rows, int cols, float* out, int64_t out_stride) override;
+  void SumSquares(const float* x, int64_t stride, const ColumnRun (&runs)[2], int rows,
+                  float* sums) override;
   void Linear(const LinearInput& input, int cols, RowCount rows,
               absl::Span<const LinearOutput> outputs) override;
   void QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer& kv,
@@ -69,7 +75,7 @@ class CudaBackend final : public Backend {
            int cols) override;
 
  private:
-  CudaBackend(const GpuInfo& info, int64_t max_shared_bytes, OwnedStream stream, CudaCopies copies,
+  CudaBackend(const GpuInfo& info, const AttentionChip& chip, OwnedStream stream, CudaCopies copies,
               std::unique_ptr<Cublas> cublas);
   cudaStream_t stream() const { return queue_.stream(); }
   // The plan of the batch at hand, made and uploaded by the first op that needs it.
@@ -80,7 +86,7 @@ class CudaBackend final : public Backend {
   void Keep(const absl::Status& status) { status_.Update(status); }
 
   const GpuInfo info_;
-  const int64_t max_shared_bytes_;
+  const AttentionChip chip_;
   CudaQueue queue_;
   CudaCopies copies_;
   const std::unique_ptr<Cublas> cublas_;  // null where it is not installed

@@ -1,5 +1,6 @@
 #include "kernels/cuda/device.h"
 
+#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -55,6 +56,14 @@ absl::StatusOr<std::vector<GpuInfo>> ListGpus() {
   return gpus;
 }
 
+uint64_t ThisProcess() {
+  static const uint64_t token = [] {
+    std::random_device random;
+    return uint64_t{random()} << 32 | random();
+  }();
+  return token;
+}
+
 absl::StatusOr<DeviceMemory> AllocateDevice(int64_t bytes) {
   if (bytes == 0) return DeviceMemory();
   void* p = nullptr;
@@ -91,14 +100,22 @@ OwnedStream::~OwnedStream() {
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
+bool CudaQueue::recording_lost() const {
+  if (!recording_) return false;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return cudaStreamIsCapturing(stream_.get(), &status) != cudaSuccess ||
+         status != cudaStreamCaptureStatusActive;
+}
+
 absl::Status CudaQueue::Wait() const {
   if (watches_.empty()) {
     return ToStatus(cudaStreamSynchronize(stream_.get()), "waiting for the GPU");
   }
   while (true) {
     const cudaError_t state = cudaStreamQuery(stream_.get());
-    if (state != cudaErrorNotReady) return ToStatus(state, "waiting for the GPU");
+    if (state != cudaErrorNotReady) SHOAL_RETURN_IF_ERROR(ToStatus(state, "waiting for the GPU"));
     for (const auto& watch : watches_) SHOAL_RETURN_IF_ERROR(watch());
+    if (state == cudaSuccess) return absl::OkStatus();
   }
 }
 

@@ -33,6 +33,9 @@ struct GpuInfo {
 // kUnavailable with the reason when there is none: no driver, one too old, all hidden.
 absl::StatusOr<std::vector<GpuInfo>> ListGpus();
 
+// Tells this process from others, also from those of other containers, whose numbers may be equal.
+uint64_t ThisProcess();
+
 // Zero-filled memory of the current device, aligned to 256 bytes.
 absl::StatusOr<DeviceMemory> AllocateDevice(int64_t bytes);
 // Pinned host memory: what the copy engines reach without a detour. Not zero-filled.
@@ -64,14 +67,23 @@ class CudaQueue final : public DeviceQueue {
   void AddWatch(std::function<absl::Status()> watch) override {
     watches_.push_back(std::move(watch));
   }
+  void ForgetRecordings() override {
+    if (forget_) forget_();
+  }
+  bool recording_lost() const override;
+  // Of who records the stream: what ForgetRecordings() calls, and when a recording is under way.
+  void SetForget(std::function<void()> forget) { forget_ = std::move(forget); }
+  void SetRecording(bool recording) { recording_ = recording; }
 
   cudaStream_t stream() const { return stream_.get(); }
-  // Until all that was enqueued is done, or a watch says what went wrong.
+  // Until all that was enqueued is done, or a watch says what went wrong (also with what is done).
   absl::Status Wait() const;
 
  private:
   OwnedStream stream_;
   std::string device_;
+  std::function<void()> forget_;
+  bool recording_ = false;
   std::vector<std::function<absl::Status()>> watches_;
 };
 

@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(kSumThreads)
   float sum = 0;
   for (int k = 0; k < used; ++k) {
     const int slot = row * used + k;
-    if (ids[slot] >= 0) sum += weights[slot] * slots[slot * slot_stride + col];
+    if (ids[slot] < 0) continue;
+    sum += (weights != nullptr ? weights[slot] : 1) * slots[slot * slot_stride + col];
   }
   out[row * out_stride + col] = sum;
 }

@@ -211,6 +211,50 @@ __device__ __forceinline__ void GridWait() {
 #endif
 }
 
+// Words that other GPUs and the host read and write while the kernel runs. What a thread did before
+// a release, and what others of the block did before a barrier ahead of it, is seen by whoever sees
+// the word with an acquire, and by its block behind a barrier.
+__device__ __forceinline__ uint32_t LoadAcquireSystem(const uint32_t* p) {
+  uint32_t v;
+  asm volatile("ld.acquire.sys.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ void StoreReleaseSystem(uint32_t* p, uint32_t v) {
+  asm volatile("st.release.sys.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+// Without an order; never from an L1 cache, which does not see what others write.
+__device__ __forceinline__ uint32_t LoadSystem(const uint32_t* p) {
+  uint32_t v;
+  asm volatile("ld.relaxed.sys.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ float LoadSystem(const float* p) {
+  float v;
+  asm volatile("ld.relaxed.sys.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ float4 LoadSystem4(const float* p) {
+  float4 v;
+  asm volatile("ld.relaxed.sys.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void StoreSystem(uint32_t* p, uint32_t v) {
+  asm volatile("st.relaxed.sys.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+// Between two looks at such a word.
+__device__ __forceinline__ void SpinPause() {}
+
+// Of the GPU's clock of real time, which moves on by a microsecond or so.
+__device__ __forceinline__ uint64_t ClockNs() {
+  uint64_t ns;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+  return ns;
+}
+
 // 2^x, to about 2 ulp.
 __device__ __forceinline__ float Exp2(float x) {
   float y;

@@ -132,6 +132,8 @@ absl::StatusOr<double> ReadGbps(const Timer& timer, const uint8_t* data, int64_t
   return static_cast<double>(bytes) / s / 1e9;
 }
 
+constexpr int kShortChunk = 64;  // rows of a prompt that are too few blocks over a long context
+
 absl::StatusOr<int> Multiprocessors() {
   int device = 0, n = 0;
   SHOAL_RETURN_IF_ERROR(ToStatus(cudaGetDevice(&device), "asking for the GPU"));
@@ -211,8 +213,9 @@ class Bench {
     Multiply(LinearInput::RmsNorm(b_.as<float>(), l.dim, norm, 1e-5f), rows, gate_up,
              a_.as<float>());
     const PackedMatrix down = Next(type, l.dim, l.ffn);
-    Multiply(LinearInput::SwiGlu(a_.as<float>(), a_.as<float>() + l.ffn, int64_t{2} * l.ffn), rows,
-             {&down, 1}, b_.as<float>());
+    Multiply(LinearInput::Gated(Activation::kSwiGlu, a_.as<float>(), a_.as<float>() + l.ffn,
+                                int64_t{2} * l.ffn),
+             rows, {&down, 1}, b_.as<float>());
   }
   static double Weights(const LayerShape& l) {
     return static_cast<double>(l.dim) * (2.0 * l.q_rows() + 2.0 * l.kv_rows() + 3.0 * l.ffn);
@@ -267,7 +270,7 @@ absl::Status Bench::Prepare() {
   major_ = gpus[options_.device].major;
   types_ = options_.types;
   if (types_.empty()) types_ = {DType::kQ4_0, DType::kQ4_K, DType::kQ8_0};
-  max_rows_ = options_.prefill_rows;
+  max_rows_ = std::max(options_.prefill_rows, kShortChunk);
   for (const int rows : options_.decode_rows) max_rows_ = std::max(max_rows_, rows);
   int64_t widest = 0;
   Backend::Limits& limits = limits_;
@@ -398,6 +401,7 @@ absl::Status Bench::MeasureAttention(const LayerShape& l) {
     SHOAL_RETURN_IF_ERROR(MeasureAttention(l, kv, 32, 4095, 1));
     SHOAL_RETURN_IF_ERROR(MeasureAttention(l, kv, 1, 0, options_.prefill_rows));
     SHOAL_RETURN_IF_ERROR(MeasureAttention(l, kv, 1, 8192, options_.prefill_rows));
+    SHOAL_RETURN_IF_ERROR(MeasureAttention(l, kv, 1, 32768, kShortChunk));
   }
   return absl::OkStatus();
 }
@@ -434,8 +438,9 @@ absl::Status Bench::MeasureAttention(const LayerShape& l, KvType type, int seque
   const int items = std::max(limits.context / kSplitTokens + 1, 2048);
   std::vector<uint8_t> host(planner.MaxBytes());
   SHOAL_ASSIGN_OR_RETURN(const DeviceMemory device, AllocateDevice(planner.MaxBytes()));
-  const BatchPlan plan = planner.Build(
-      segments, shape, {PrefillTile(kv.shape, shared_bytes_), items}, host.data(), device.data());
+  const PlanOptions plan_options =
+      PlanOptionsFor(shape, kv.shape, {shared_bytes_, multiprocessors_}, items);
+  const BatchPlan plan = planner.Build(segments, shape, plan_options, host.data(), device.data());
   SHOAL_RETURN_IF_ERROR(
       ToStatus(cudaMemcpy(device.data(), host.data(), planner.UsedBytes(), cudaMemcpyHostToDevice),
                "copying a plan"));

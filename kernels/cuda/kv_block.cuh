@@ -34,6 +34,7 @@ struct HeadMap {
   int32_t group;
   int32_t window;
   const float* sinks;  // AttentionShape::sinks
+  bool chunked;
 
   // Query heads of local KV head h: [First(h), Last(h)).
   __device__ int First(int kv_head) const {
@@ -42,7 +43,11 @@ struct HeadMap {
   __device__ int Last(int kv_head) const {
     return min(q_heads, (kv_head_begin + kv_head + 1) * group - q_head_begin);
   }
-  __device__ int FirstVisible(int pos) const { return window > 0 ? max(0, pos - window + 1) : 0; }
+  // As AttentionShape.
+  __device__ int FirstVisible(int pos) const {
+    if (window <= 0) return 0;
+    return chunked ? pos / window * window : max(0, pos - window + 1);
+  }
   // As an exponent of 2; one that weighs nothing where there is none.
   __device__ float SinkLog2(int head) const {
     return sinks != nullptr ? sinks[head] * 1.44269504f : -1e30f;

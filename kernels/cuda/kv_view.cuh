@@ -12,8 +12,8 @@ inline KvView ViewOf(const KvLayer& kv) {
 }
 
 inline HeadMap MapOf(const AttentionShape& shape) {
-  return {shape.q_heads, shape.q_head_begin, shape.kv_head_begin,
-          shape.group,   shape.window,       shape.sinks};
+  return {shape.q_heads, shape.q_head_begin, shape.kv_head_begin, shape.group,
+          shape.window,  shape.sinks,        shape.chunked};
 }
 
 // exp(score * scale) = exp2(score * ScaleLog2)

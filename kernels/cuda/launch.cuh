@@ -62,6 +62,14 @@ void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
 }
 
+// The same for a kernel that waits for others of other streams; its blocks must not wait for each
+// other. (On a GPU it is like any other; the stand-in must run it beside the rest.)
+template <typename... Params, typename... Args>
+void LaunchWaiting(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream,
+                   const Args&... args) {
+  Launch(kernel, grid, block, 0, stream, args...);
+}
+
 }  // namespace shoal::cuda
 
 #endif

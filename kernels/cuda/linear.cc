@@ -31,16 +31,19 @@ InputRows ToRows(const LinearInput& input, int cols, int rows, int first) {
   out.weight = input.weight;
   out.stride = input.stride;
   out.eps = input.eps;
+  out.scale = input.scale;
+  out.row_scale = input.row_scale != nullptr ? input.row_scale + first : nullptr;
   out.rows = rows;
   out.cols = cols;
+  out.activation = input.activation;
   return out;
 }
-static_assert(static_cast<int>(InputRows::Kind::kSwiGlu) ==
-                  static_cast<int>(LinearInput::Kind::kSwiGlu) &&
-              static_cast<int>(InputRows::Kind::kClampedSwiGlu) ==
-                  static_cast<int>(LinearInput::Kind::kClampedSwiGlu) &&
+static_assert(static_cast<int>(InputRows::Kind::kGated) ==
+                  static_cast<int>(LinearInput::Kind::kGated) &&
               static_cast<int>(InputRows::Kind::kRmsNorm) ==
-                  static_cast<int>(LinearInput::Kind::kRmsNorm));
+                  static_cast<int>(LinearInput::Kind::kRmsNorm) &&
+              static_cast<int>(InputRows::Kind::kLayerNorm) ==
+                  static_cast<int>(LinearInput::Kind::kLayerNorm));
 
 Product ProductOf(const PackedShape& shape) {
   Product p;
@@ -221,6 +224,7 @@ void LinearEngine::Rows(const LinearInput& input, int cols, int rows, bool prefi
   LinearInput from = input;
   from.x += first_row * input.stride;
   if (from.up != nullptr) from.up += first_row * input.stride;
+  if (from.row_scale != nullptr) from.row_scale += first_row;
   for (const Operand operand : {Operand::kInt8, Operand::kFloat, Operand::kF16, Operand::kBf16}) {
     bool done[kMaxOutputs] = {}, prepared = false;
     for (size_t i = 0; i < outputs.size(); ++i) {  // those of a library first: its rows are others
@@ -300,10 +304,11 @@ void LinearEngine::Experts(const LinearInput& input, int cols, RowCount rows, co
     LinearInput from = input;
     from.x += first * input.stride;
     if (from.up != nullptr) from.up += first * input.stride;
-    ExpertRows(
-        {from, cols, n, prefill && n >= kShortPrompt, ids + int64_t{first} * used,
-         weights + int64_t{first} * used, used, experts, out + first * out_stride, out_stride},
-        stream);
+    if (from.row_scale != nullptr) from.row_scale += first;
+    ExpertRows({from, cols, n, prefill && n >= kShortPrompt, ids + int64_t{first} * used,
+                weights != nullptr ? weights + int64_t{first} * used : nullptr, used, experts,
+                out + first * out_stride, out_stride},
+               stream);
   }
 }
 

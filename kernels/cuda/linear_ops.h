@@ -18,14 +18,17 @@ using Stream = CUstream_st*;
 // Rows of x, or a cheap function of them: LinearInput of kernels/backend.h on
 // the device.
 struct InputRows {
-  enum class Kind { kPlain, kRmsNorm, kSwiGlu, kClampedSwiGlu };
+  enum class Kind { kPlain, kRmsNorm, kLayerNorm, kGated };
   Kind kind = Kind::kPlain;
-  const float* x = nullptr;       // [rows, cols]; of the last two kinds the gate
-  const float* up = nullptr;      // the last two: like x
-  const float* weight = nullptr;  // kRmsNorm: [cols]
+  const float* x = nullptr;       // [rows, cols]; kGated: the gate
+  const float* up = nullptr;      // kGated: like x
+  const float* weight = nullptr;  // of the norms: [cols]
   int64_t stride = 0;             // floats between rows of x and up
   float eps = 0;
   int rows = 0, cols = 0;
+  float scale = 1;                   // of the norms, as row_scale
+  const float* row_scale = nullptr;  // [rows] or null
+  Activation activation = Activation::kSwiGlu;
 };
 
 // Rows as int8 with a scale for each 32 columns. Within 32 columns the words of

@@ -1,7 +1,6 @@
 #include "kernels/cuda/mailbox.h"
 
 #include <cstring>
-#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,15 +12,6 @@ namespace {
 
 // Of smaller allocations CUDA would share what lies beside them too.
 constexpr int64_t kSharedBytes = int64_t{2} << 20;
-
-// Tells this process from others, also from those of other containers, whose numbers may be equal.
-uint64_t ThisProcess() {
-  static const uint64_t token = [] {
-    std::random_device random;
-    return uint64_t{random()} << 32 | random();
-  }();
-  return token;
-}
 
 }  // namespace
 

@@ -11,14 +11,6 @@
 
 namespace shoal::cuda {
 
-struct PlanOptions {
-  // Query vectors of a prefill tile (PrefillTile() of attention_ops.h); 0: a prompt's rows take the
-  // decode kernel.
-  int prefill_tile = 0;
-  // Splits whose partial results the workspace holds; at least those of one row.
-  int partial_items = 0;
-};
-
 // What the launches of a decode step depend on beside the contents of its lists. Steps of one shape
 // have their lists at the same places.
 struct StepShape {
@@ -51,23 +43,30 @@ class Planner {
                       const StepShape& shape, uint8_t* host, uint8_t* device);
 
  private:
-  // Offsets in bytes; the decode items follow on the tables.
+  // Offsets in bytes. What follows on the tables lies as close as a batch lets it, so that the
+  // upload is no longer than what is in it: decode items, prefill items, merges.
   struct Layout {
-    int64_t rows, ids, segments, decode_rows, prefill_items, tables, bytes;
+    int64_t rows, ids, segments, decode_rows, tables, bytes;
+    int64_t split_items;  // most runs of tiles that are split
   };
   struct Lists;
   BatchPlan PlanOf(const Lists& there) const;
+  void Clear();
   static Layout MakeLayout(const Backend::Limits& limits);
   void AddDecodeRow(const Lists& lists, int row, int pos, int partial_items);
-  void AddTiles(const Lists& lists, absl::Span<const Segment> segments, const AttentionShape& shape,
-                const PlanOptions& options);
+  void AddTiles(int64_t at, Lists& lists, absl::Span<const Segment> segments,
+                const AttentionShape& shape, const PlanOptions& options);
+  void SplitTile(const Lists& lists, int segment, int tile, int runs, int partial_runs);
 
   Backend::Limits limits_;
   Layout layout_;
   std::vector<DecodePass> passes_;
   int32_t decode_rows_ = 0;
   int32_t decode_items_ = 0;
+  std::vector<PrefillPass> prefill_passes_;
   int32_t prefill_items_ = 0;
+  int32_t prefill_merges_ = 0;
+  int32_t whole_tiles_ = 0;
   int64_t used_ = 0;
 };
 

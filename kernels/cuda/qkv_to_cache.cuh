@@ -10,6 +10,7 @@
 #include "kernels/cuda/kv_block.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/warp.cuh"
+#include "kernels/norm.h"
 
 namespace shoal::cuda {
 
@@ -28,9 +29,13 @@ struct CacheParams {
   float* k;
   const float* v;
   int64_t stride;
-  const float* q_norm;  // [head_dim] or null
+  QkNorm norm;
+  const float* q_norm;  // or null
   const float* k_norm;
   float eps;
+  const float* squares;  // as QkvArgs, as the columns
+  int32_t q_cols, k_cols;
+  const float* q_scale;
   RopeView rope;
   int32_t q_heads;
   KvView kv;
@@ -38,13 +43,43 @@ struct CacheParams {
   const int32_t* tables;
 };
 
-// x *= weight / rms(x)
-__device__ inline void NormHead(float* x, const float* weight, float eps, int dims) {
+// One head of q or k of a row.
+__device__ inline void NormHead(float* x, const CacheParams& p, bool is_q, int head, int row) {
+  const float* weights = is_q ? p.q_norm : p.k_norm;
+  if (weights == nullptr) return;
+  const int dims = p.kv.head_dim;
+  if (p.norm != QkNorm::kHeadRms && p.norm != QkNorm::kHeadRmsBehind) {
+    weights += static_cast<int64_t>(head) * dims;
+  }
   const int lane = threadIdx.x % 32;
-  float squares = 0;
-  for (int d = lane; d < dims; d += 32) squares += x[d] * x[d];
-  const float inverse = 1 / sqrtf(WarpSum(squares) / static_cast<float>(dims) + eps);
-  for (int d = lane; d < dims; d += 32) x[d] = x[d] * inverse * weight[d];
+  float count = static_cast<float>(dims), mean = 0, squares = 0;
+  if (p.norm == QkNorm::kHeadLayer) {
+    for (int d = lane; d < dims; d += 32) mean += x[d];
+    mean = WarpSum(mean) / count;
+  }
+  if (p.norm == QkNorm::kRowRms) {
+    squares = p.squares[2 * row + (is_q ? 0 : 1)];
+    count = static_cast<float>(is_q ? p.q_cols : p.k_cols);
+  } else {
+    for (int d = lane; d < dims; d += 32) squares += (x[d] - mean) * (x[d] - mean);
+    squares = WarpSum(squares);
+  }
+  const float factor = 1 / sqrtf(squares / count + p.eps);
+  for (int d = lane; d < dims; d += 32) x[d] = (x[d] - mean) * factor * weights[d];
+  __syncwarp();
+}
+
+// What stands behind the rotation.
+__device__ inline void ScaleHead(float* x, const CacheParams& p, bool is_q, int pos) {
+  const int lane = threadIdx.x % 32, dims = p.kv.head_dim;
+  float factor = 1;
+  if (p.norm == QkNorm::kPlain) {
+    float squares = 0;
+    for (int d = lane; d < dims; d += 32) squares += x[d] * x[d];
+    factor = 1 / sqrtf(WarpSum(squares) / static_cast<float>(dims) + p.eps);
+  }
+  if (is_q && p.q_scale != nullptr) factor *= p.q_scale[pos];
+  for (int d = lane; d < dims; d += 32) x[d] *= factor;
   __syncwarp();
 }
 
@@ -132,9 +167,11 @@ __global__ void __launch_bounds__(32 * kCacheWarps) WriteQkv(CacheParams p) {
   for (int d = lane; d < dims; d += 32) x[d] = from[d];
   __syncwarp();
   if (is_q || is_k) {
-    const float* norm = is_q ? p.q_norm : p.k_norm;
-    if (norm != nullptr) NormHead(x, norm, p.eps, dims);
+    const bool behind = p.norm == QkNorm::kHeadRmsBehind;
+    if (!behind) NormHead(x, p, is_q, head, row);
     if (p.rope.cos != nullptr) RotateHead(x, p.rope, place.pos);
+    if (behind) NormHead(x, p, is_q, head, row);
+    if (p.norm == QkNorm::kPlain || p.q_scale != nullptr) ScaleHead(x, p, is_q, place.pos);
     float* to = (is_q ? p.q : p.k) + at;
     for (int d = lane; d < dims; d += 32) to[d] = x[d];
   }

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/batch_plan.h"
 #include "kernels/packed_matrix.h"
 
 struct CUstream_st;
@@ -15,14 +16,20 @@ using Stream = CUstream_st*;
 // ---- Rows (elementwise.cu). As the Backend methods of the same names; ids and RouterArgs::logits
 // are device memory too.
 
-void RmsNorm(const float* x, int64_t stride, const float* weight, float eps, int rows, int cols,
-             float* out, int64_t out_stride, Stream stream);
+void Norm(const LinearInput& input, int rows, int cols, float* out, int64_t out_stride,
+          Stream stream);
+void SumSquares(const float* x, int64_t stride, const ColumnRun (&runs)[2], int rows, float* sums,
+                Stream stream);
 // x += y over [rows, cols]
 void Add(float* x, int64_t x_stride, const float* y, int64_t y_stride, int rows, int cols,
          Stream stream);
-// out[i] = row ids[i] of table, zeros where ids[i] < 0. ids must be rows of the table.
-void Embed(const PackedMatrix& table, const int32_t* ids, int n, float* out, Stream stream);
-void Route(const RouterArgs& args, int rows, int32_t* ids, float* weights, Stream stream);
+// out[i] = row ids[i] of table times scale, zeros where ids[i] < 0. ids must be rows of the table.
+void Embed(const PackedMatrix& table, const int32_t* ids, int n, float scale, float* out,
+           Stream stream);
+// places [rows] or null: a row without a position, which only fills a step up, is given no experts
+// (ids -1), so that none is read for its sake.
+void Route(const RouterArgs& args, int rows, const RowPlace* places, int32_t* ids, float* weights,
+           Stream stream);
 
 // ---- Logits (logits.cu)
 

@@ -27,13 +27,27 @@ void WriteSeeds(const std::string& dir) {
   const auto write = [&](const std::string& name, const TinyModel& m) {
     TinyModelGguf(m).WriteTo(dir + "/" + name + ".gguf");
   };
-  for (const char* architecture : {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss", "glm4moe"}) {
+  for (const char* architecture :
+       {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss", "glm4moe", "command-r", "cohere2",
+        "minimax-m2", "llama4", "mistral3", "seed_oss", "dots1", "hunyuan-moe", "qwen3vlmoe",
+        "bailingmoe2", "gemma3", "glm4"}) {
     TinyModel m = Smallest(architecture);
     if (m.architecture == "qwen3moe" || m.architecture == "gpt-oss" ||
-        m.architecture == "glm4moe") {
+        m.architecture == "glm4moe" || m.architecture == "minimax-m2" ||
+        m.architecture == "llama4" || m.architecture == "dots1" ||
+        m.architecture == "hunyuan-moe" || m.architecture == "qwen3vlmoe") {
       m.experts = 2;
     }
-    if (m.architecture == "gpt-oss") m.window = 16;
+    if (m.architecture == "bailingmoe2") {
+      m.experts = 4;
+      m.expert_groups = 2;
+    }
+    if (m.architecture == "mistral3") m.rope_scaling = "yarn";
+    if (m.architecture == "gpt-oss" || m.architecture == "cohere2" || m.architecture == "gemma3") {
+      m.window = 16;
+    }
+    m.head_norms = m.architecture == "command-r";
+    if (m.architecture == "llama4") m.experts_used = 1;
     m.type = DType::kQ4_0;
     write(architecture, m);
   }

@@ -156,7 +156,9 @@ inline void CheckHead(const AttentionProblem& p, const CachedHead& k, const Cach
   constexpr double kFloat = 0x1p-24;
   const AttentionShape& a = p.shape.attention;
   const int dims = a.head_dim;
-  const int first = a.window > 0 ? std::max(0, pos - a.window + 1) : 0;
+  const int first = a.window == 0 ? 0
+                    : a.chunked   ? pos - pos % a.window
+                                  : std::max(0, pos - a.window + 1);
   std::vector<double> scores;
   double ds = 0, max = -1e300;
   for (int t = first; t <= pos; ++t) {

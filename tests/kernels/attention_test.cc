@@ -70,8 +70,9 @@ TEST_P(AttentionAt, AgreesWithTheTextbookOverShapesWindowsGroupingsAndSinks) {
     const int group = groups[rng() % 10];
     const int q_heads = 1 + rng() % (2 * group);
     const int window = rng() % 2 == 0 ? 0 : 1 + rng() % 300;
-    const AttentionCase shape =
+    AttentionCase shape =
         MakeAttentionCase(type, head_dims[i % 10], q_heads, group, window, rng() % (3 * group));
+    shape.attention.chunked = i % 3 == 0;
     AttentionProblem p(
         shape,
         {{static_cast<int>(rng() % 600), 1, true},

@@ -90,15 +90,15 @@ TEST(CpuBackend, EmbedsRowsAndLeavesZerosForOtherRanksRows) {
   const std::vector<uint8_t> packed = Pack(shape, table);
   const std::vector<int32_t> ids = {19, -1, 0};
   std::vector<float> out(3 * 6, -7);
-  MakeBackend(2)->Embed({shape, packed.data()}, ids, out.data());
+  MakeBackend(2)->Embed({shape, packed.data()}, ids, 3, out.data());
   for (int c = 0; c < 6; ++c) {
-    EXPECT_EQ(out[c], table[19 * 6 + c]);
+    EXPECT_EQ(out[c], 3 * table[19 * 6 + c]);
     EXPECT_EQ(out[6 + c], 0);
-    EXPECT_EQ(out[12 + c], table[c]);
+    EXPECT_EQ(out[12 + c], 3 * table[c]);
   }
 }
 
-TEST(CpuBackend, RmsNormDividesByTheRootOfTheMeanSquare) {
+TEST(CpuBackend, NormsDivideByTheRootOfTheMeanSquare) {
   constexpr int kRows = 700, kCols = 67,
                 kStride = 70;  // enough rows to use all threads, an odd tail
   std::mt19937 rng(3);
@@ -106,19 +106,28 @@ TEST(CpuBackend, RmsNormDividesByTheRootOfTheMeanSquare) {
   std::vector<float> x(kRows * kStride), weight(kCols);
   for (float& v : x) v = normal(rng);
   for (float& v : weight) v = normal(rng);
-  std::vector<float> one(kRows * kCols), three(kRows * kCols);
-  MakeBackend(1)->RmsNorm(x.data(), kStride, weight.data(), 1e-5f, kRows, kCols, one.data(), kCols);
-  MakeBackend(3)->RmsNorm(x.data(), kStride, weight.data(), 1e-5f, kRows, kCols, three.data(),
-                          kCols);
-  EXPECT_EQ(one, three);
-  for (int r = 0; r < kRows; ++r) {
-    double squares = 0;
-    for (int c = 0; c < kCols; ++c) squares += std::pow(double{x[r * kStride + c]}, 2);
-    const double inverse = 1 / std::sqrt(squares / kCols + 1e-5);
-    for (int c = 0; c < kCols; ++c) {
-      const double expected = x[r * kStride + c] * inverse * weight[c];
-      // Sums of 67 squares, a root, a quotient and two products, in float.
-      ASSERT_NEAR(one[r * kCols + c], expected, 10 * 0x1p-24 * std::fabs(expected));
+  for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
+    LinearInput input = LinearInput::Norm(kind, x.data(), kStride, weight.data(), 1e-5f);
+    input.scale = 0.75f;
+    std::vector<float> one(kRows * kCols), three(kRows * kCols);
+    MakeBackend(1)->Norm(input, kRows, kCols, one.data(), kCols);
+    MakeBackend(3)->Norm(input, kRows, kCols, three.data(), kCols);
+    EXPECT_EQ(one, three);
+    for (int r = 0; r < kRows; ++r) {
+      const float* row = &x[r * kStride];
+      double mean = 0, squares = 0;
+      for (int c = 0; c < kCols && kind == NormKind::kLayer; ++c) mean += row[c] / double{kCols};
+      for (int c = 0; c < kCols; ++c) squares += std::pow(row[c] - mean, 2);
+      const double inverse = 1 / std::sqrt(squares / kCols + 1e-5);
+      for (int c = 0; c < kCols; ++c) {
+        const double factor = 0.75 * inverse * weight[c];
+        // Sums of 67 squares, a root, a quotient and three products, in float; and a mean of values
+        // of about 1.
+        const double size = std::fabs(row[c]) + (kind == NormKind::kLayer ? 1 : 0);
+        ASSERT_NEAR(one[r * kCols + c], (row[c] - mean) * factor,
+                    12 * 0x1p-24 * std::fabs(factor) * size)
+            << r << " " << c;
+      }
     }
   }
 }

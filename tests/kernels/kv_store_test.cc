@@ -18,6 +18,7 @@ struct Case {
   int rotary_dim;
   bool neox;
   bool norm;
+  QkNorm kind = QkNorm::kHeadRms;
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
@@ -26,14 +27,23 @@ void PrintTo(const Case& c, std::ostream* out) {
 }
 
 // Norm and rotation of one head by the formulas, in double.
-std::vector<double> Expected(const float* x, const Case& c, const std::vector<float>& weight,
-                             float eps, const RopeTable& rope, int pos) {
+std::vector<double> Expected(const float* x, const Case& c, const std::vector<float>& weights,
+                             int head, float eps, const RopeTable& rope, int pos,
+                             double row_square) {
   std::vector<double> y(x, x + c.head_dim);
-  if (c.norm) {
-    double squares = 0;
-    for (double v : y) squares += v * v;
-    for (int d = 0; d < c.head_dim; ++d) y[d] *= weight[d] / std::sqrt(squares / c.head_dim + eps);
-  }
+  const bool behind = c.kind == QkNorm::kHeadRmsBehind;
+  const bool each = c.kind != QkNorm::kHeadRms && !behind;
+  const float* weight = weights.data() + (each ? head * c.head_dim : 0);
+  const auto norm_head = [&] {
+    double mean = 0, squares = 0;
+    for (double v : y) mean += c.kind == QkNorm::kHeadLayer ? v / c.head_dim : 0;
+    for (double v : y) squares += (v - mean) * (v - mean);
+    if (c.kind == QkNorm::kRowRms) squares = row_square * c.head_dim;
+    for (int d = 0; d < c.head_dim; ++d) {
+      y[d] = (y[d] - mean) * weight[d] / std::sqrt(squares / c.head_dim + eps);
+    }
+  };
+  if (c.norm && !behind) norm_head();
   const int half = c.rotary_dim / 2;
   for (int i = 0; i < half; ++i) {
     const int a = c.neox ? i : 2 * i, b = c.neox ? i + half : 2 * i + 1;
@@ -42,19 +52,28 @@ std::vector<double> Expected(const float* x, const Case& c, const std::vector<fl
     y[a] = ya * cos - yb * sin;
     y[b] = yb * cos + ya * sin;
   }
+  if (c.norm && behind) norm_head();
+  if (c.kind == QkNorm::kPlain) {
+    double squares = 0;
+    for (double v : y) squares += v * v;
+    for (double& v : y) v /= std::sqrt(squares / c.head_dim + eps);
+  }
   return y;
 }
 
 class KvStoreOf : public testing::TestWithParam<Case> {};
-INSTANTIATE_TEST_SUITE_P(Shapes, KvStoreOf,
-                         testing::Values(Case{KvType::kF32, 8, 8, false, false},
-                                         Case{KvType::kF32, 64, 64, true, true},
-                                         Case{KvType::kF32, 96, 24, true, false},
-                                         Case{KvType::kF16, 128, 64, false, true},
-                                         Case{KvType::kF16, 8, 4, true, false},
-                                         Case{KvType::kQ8_0, 64, 64, true, false},
-                                         Case{KvType::kQ8_0, 80, 80, false, true},
-                                         Case{KvType::kQ8_0, 8, 8, true, false}));
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, KvStoreOf,
+    testing::Values(Case{KvType::kF32, 8, 8, false, false}, Case{KvType::kF32, 64, 64, true, true},
+                    Case{KvType::kF32, 96, 24, true, false},
+                    Case{KvType::kF16, 128, 64, false, true}, Case{KvType::kF16, 8, 4, true, false},
+                    Case{KvType::kQ8_0, 64, 64, true, false},
+                    Case{KvType::kQ8_0, 80, 80, false, true},
+                    Case{KvType::kQ8_0, 8, 8, true, false},
+                    Case{KvType::kF32, 128, 128, false, true, QkNorm::kHeadLayer},
+                    Case{KvType::kF32, 64, 32, true, true, QkNorm::kRowRms},
+                    Case{KvType::kF32, 96, 64, true, true, QkNorm::kHeadRmsBehind},
+                    Case{KvType::kF32, 64, 64, false, false, QkNorm::kPlain}));
 
 TEST_P(KvStoreOf, RotatesInPlaceAndWritesKAndVWhereTheLayoutSays) {
   const Case c = GetParam();
@@ -75,14 +94,24 @@ TEST_P(KvStoreOf, RotatesInPlaceAndWritesKAndVWhereTheLayoutSays) {
   const int64_t stride = (kQHeads + 2 * kKvHeads) * dims + 3;
   std::vector<float> x = RandomFloats(kRows * stride, rng);
   const std::vector<float> before = x;
-  const std::vector<float> q_norm = RandomFloats(dims, rng), k_norm = RandomFloats(dims, rng);
+  const std::vector<float> q_norm = RandomFloats(kQHeads * dims, rng),
+                           k_norm = RandomFloats(kKvHeads * dims, rng);
+  std::vector<float> squares;  // as if there were more heads than these
+  for (int i = 0; i < 2 * kRows; ++i) squares.push_back(100 + 3 * static_cast<float>(i));
+  std::vector<float> temperatures;
+  for (int i = 0; i < kPositions; ++i) temperatures.push_back(1 + 0.01f * static_cast<float>(i));
   const QkvArgs args{.q = x.data(),
                      .k = x.data() + kQHeads * dims,
                      .v = x.data() + (kQHeads + kKvHeads) * dims,
                      .stride = stride,
+                     .norm = c.kind,
                      .q_norm = c.norm ? q_norm.data() : nullptr,
                      .k_norm = c.norm ? k_norm.data() : nullptr,
                      .eps = 1e-5f,
+                     .squares = squares.data(),
+                     .q_cols = 300,
+                     .k_cols = 200,
+                     .q_scale = c.kind == QkNorm::kPlain ? temperatures.data() : nullptr,
                      .rope = &rope};
   const AttentionShape shape{.q_heads = kQHeads, .head_dim = dims, .group = 2, .scale = 1};
   auto pool = ThreadPool::Create({.threads = 3, .pin = false}).value();
@@ -95,12 +124,15 @@ TEST_P(KvStoreOf, RotatesInPlaceAndWritesKAndVWhereTheLayoutSays) {
       const float* in = before.data() + (s.row + r) * stride;
       const float* out = x.data() + (s.row + r) * stride;
       for (int h = 0; h < kQHeads; ++h) {
-        const auto q = Expected(in + h * dims, c, q_norm, args.eps, rope, pos);
+        const auto q = Expected(in + h * dims, c, q_norm, h, args.eps, rope, pos,
+                                squares[2 * (s.row + r)] / static_cast<double>(args.q_cols));
+        const double factor = args.q_scale != nullptr ? args.q_scale[pos] : 1;
         // A handful of float roundings of values of this size.
-        for (int d = 0; d < dims; ++d) ASSERT_NEAR(out[h * dims + d], q[d], 1e-5) << d;
+        for (int d = 0; d < dims; ++d) ASSERT_NEAR(out[h * dims + d], q[d] * factor, 1e-5) << d;
       }
       for (int h = 0; h < kKvHeads; ++h) {
-        const auto k = Expected(in + (kQHeads + h) * dims, c, k_norm, args.eps, rope, pos);
+        const auto k = Expected(in + (kQHeads + h) * dims, c, k_norm, h, args.eps, rope, pos,
+                                squares[2 * (s.row + r) + 1] / static_cast<double>(args.k_cols));
         const float* v = in + (kQHeads + kKvHeads + h) * dims;
         for (int d = 0; d < dims; ++d) {
           double k_part = 0, v_part = 0;  // largest magnitudes that share the scale

@@ -212,6 +212,10 @@ TEST_P(LinearTest, ADecodeRowDoesNotDependOnItsNeighboursNorOnThreads) {
 
 double Gate(Activation activation, double gate, double up) {
   if (activation == Activation::kSwiGlu) return gate / (1 + std::exp(-gate)) * up;
+  if (activation == Activation::kGeGlu) {
+    const double inner = std::sqrt(2 / M_PI) * (gate + 0.044715 * std::pow(gate, 3));
+    return gate * (1 + std::tanh(inner)) / 2 * up;
+  }
   const double g = std::min(gate, 7.0), u = std::clamp(up, -7.0, 7.0);
   return g / (1 + std::exp(-1.702 * g)) * (u + 1);
 }
@@ -223,24 +227,28 @@ TEST_P(LinearTest, FusedNormAndSwiGlu) {
   const RandomMatrix q(DType::kQ8_0, 35, cols, 0, 5), f(DType::kF32, 35, cols, 0, 6);
   const float eps = 0.5f;  // large enough that leaving it out would be seen
   Machine machine(GetParam(), 2, {.rows = rows, .cols = cols});
-  for (const auto kind : {LinearInput::Kind::kRmsNorm, LinearInput::Kind::kSwiGlu,
-                          LinearInput::Kind::kClampedSwiGlu}) {
-    const bool norm = kind == LinearInput::Kind::kRmsNorm;
-    const Activation activation =
-        kind == LinearInput::Kind::kSwiGlu ? Activation::kSwiGlu : Activation::kClampedSwiGlu;
+  for (int kind = 0; kind < 2 + kNumActivations; ++kind) {
+    const bool layer = kind == 1, norm = kind < 2;
+    const Activation activation = norm ? Activation::kSwiGlu : static_cast<Activation>(kind - 2);
     std::vector<float> out_q(rows * 35), out_f(rows * 35);
     const LinearOutput outputs[] = {{&q.packed, nullptr, out_q.data(), 35, false},
                                     {&f.packed, nullptr, out_f.data(), 35, false}};
-    const LinearInput input = norm ? LinearInput::RmsNorm(x.data(), cols, weight.data(), eps)
-                                   : LinearInput::Gated(activation, x.data(), up.data(), cols);
+    LinearInput input = norm ? LinearInput::Norm(layer ? NormKind::kLayer : NormKind::kRms,
+                                                 x.data(), cols, weight.data(), eps)
+                             : LinearInput::Gated(activation, x.data(), up.data(), cols);
+    input.scale = 0.5f;  // of norms only, as this
+    const std::vector<float> row_scale = Gaussian(rows, 8, 1);
+    if (layer) input.row_scale = row_scale.data();
     machine.engine->Linear(input, cols, {2, rows - 2}, outputs);
     for (int r = 0; r < rows; ++r) {
       const float* row = &x[r * cols];
       std::vector<double> expected(cols);
-      double squares = 0;
-      for (int i = 0; i < cols; ++i) squares += row[i] * static_cast<double>(row[i]);
+      double mean = 0, squares = 0;
+      for (int i = 0; i < cols && layer; ++i) mean += row[i] / static_cast<double>(cols);
+      for (int i = 0; i < cols; ++i) squares += (row[i] - mean) * (row[i] - mean);
       for (int i = 0; i < cols; ++i) {
-        expected[i] = norm ? row[i] * weight[i] / std::sqrt(squares / cols + eps)
+        expected[i] = norm ? (layer ? row_scale[r] : 1) * 0.5 * (row[i] - mean) * weight[i] /
+                                 std::sqrt(squares / cols + eps)
                            : Gate(activation, row[i], up[r * cols + i]);
       }
       ExpectProduct(q, expected.data(), &out_q[r * 35], nullptr, nullptr,
@@ -268,11 +276,126 @@ TEST_P(LinearTest, ExtremeActivations) {
       EXPECT_NEAR(out[r], sum * value, magnitude * std::fabs(value) / 250 + 1e-35);
     }
     // silu of anything stays finite.
-    for (const Activation a : {Activation::kSwiGlu, Activation::kClampedSwiGlu}) {
+    for (const Activation a :
+         {Activation::kSwiGlu, Activation::kClampedSwiGlu, Activation::kGeGlu}) {
       const LinearInput gated = LinearInput::Gated(a, x.data(), x.data(), cols);
       if (value != -88.5f) continue;
       machine.engine->Linear(gated, cols, {1, 0}, {&output, 1});
       for (float v : out) EXPECT_NEAR(v, 0, 1e-3);
+    }
+  }
+}
+
+// ---- Gated FFNs.
+
+struct Ffn {
+  int64_t cols, width;
+  RandomMatrix gate, up, down;
+  Activation activation;
+
+  Ffn(const DType (&types)[3], int64_t cols, int64_t width, Activation activation)
+      : cols(cols),
+        width(width),
+        gate(types[0], width, cols, 0, 11),
+        up(types[1], width, cols, 0, 12),
+        down(types[2], cols, width, 0, 13),
+        activation(activation) {}
+
+  Backend::Limits Limits(int rows) const {
+    return {.rows = rows, .cols = static_cast<int>(std::max(cols, width))};
+  }
+  // out [rows, cols + 3], accumulated.
+  void Run(LinearEngine& engine, const float* x, RowCount rows, std::vector<float>* out) const {
+    std::vector<float> gate_rows(rows.total() * width), up_rows(rows.total() * width);
+    engine.Ffn(LinearInput::Plain(x, cols), static_cast<int>(cols), rows,
+               {&gate.packed, &up.packed, activation}, gate_rows.data(), up_rows.data(),
+               {&down.packed, nullptr, out->data(), cols + 3, true});
+  }
+  std::vector<double> Expected(const float* x) const {
+    std::vector<double> h(width), out(cols);
+    for (int64_t f = 0; f < width; ++f) {
+      double g = 0, u = 0;
+      for (int64_t i = 0; i < cols; ++i) {
+        g += gate.values[f * cols + i] * x[i];
+        u += up.values[f * cols + i] * x[i];
+      }
+      h[f] = Gate(activation, g, u);
+    }
+    for (int64_t c = 0; c < cols; ++c) {
+      for (int64_t f = 0; f < width; ++f) out[c] += down.values[c * width + f] * h[f];
+    }
+    return out;
+  }
+};
+
+TEST_P(LinearTest, FfnIsDownOfGatedRows) {
+  constexpr DType kF32 = DType::kF32, kF16 = DType::kF16, kBF16 = DType::kBF16, kQ4 = DType::kQ4_0,
+                  kQ5 = DType::kQ5_0, kQ8 = DType::kQ8_0;
+  struct Case {
+    DType types[3];
+    int64_t cols, width;
+  };
+  for (const Case& c : {Case{{kF32, kF32, kF32}, 70, 45}, Case{{kQ4, kQ4, kQ4}, 288, 544},
+                        Case{{kQ8, kQ5, kBF16}, 96, 172}, Case{{kBF16, kBF16, kBF16}, 61, 40},
+                        Case{{kQ8, kQ8, kF16}, 64, 37}, Case{{kQ5, kF16, kQ8}, 64, 96}}) {
+    for (const RowCount rows : {RowCount{3, 77}, RowCount{0, 250}, RowCount{2, 1}}) {
+      for (const Activation activation :
+           {Activation::kSwiGlu, Activation::kClampedSwiGlu, Activation::kGeGlu}) {
+        SCOPED_TRACE(testing::Message() << Info(c.types[0]).name << ", width " << c.width << ", "
+                                        << rows.decode << "+" << rows.prefill);
+        const Ffn ffn(c.types, c.cols, c.width, activation);
+        const auto x = Gaussian(rows.total() * c.cols, 3, 0.3f);
+        const auto residual = Gaussian(rows.total() * (c.cols + 3), 4);
+        auto out = residual;
+        Machine machine(GetParam(), 2, ffn.Limits(rows.total()));
+        ffn.Run(*machine.engine, x.data(), rows, &out);
+        const double limit = c.types[0] == kF32 ? 1e-9 : 2e-3;
+        for (int r = 0; r<rows.total(); r += rows.total()> 100 ? 23 : 1) {
+          const auto expected = ffn.Expected(&x[r * c.cols]);
+          const float* row = &out[r * (c.cols + 3)];
+          const float* old = &residual[r * (c.cols + 3)];
+          double error = 0, signal = 0;
+          for (int i = 0; i < c.cols; ++i) {
+            error += std::pow(row[i] - old[i] - expected[i], 2);
+            signal += expected[i] * expected[i];
+          }
+          ASSERT_LE(error, limit * signal + 1e-9) << "row " << r;
+          for (int64_t i = c.cols; i < c.cols + 3; ++i) ASSERT_EQ(row[i], old[i]);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(LinearTest, AnFfnLeavesNothingOfAWiderOneBehind) {
+  const DType bf16[] = {DType::kBF16, DType::kBF16, DType::kBF16};
+  const Ffn wide(bf16, 64, 64, Activation::kSwiGlu), narrow(bf16, 64, 40, Activation::kSwiGlu);
+  const auto x = Gaussian(5 * 64, 3), huge = Gaussian(5 * 64, 3, 1e30f);
+  Machine machine(GetParam(), 1, wide.Limits(5));
+  std::vector<float> overflown(5 * 67), out(5 * 67);
+  wide.Run(*machine.engine, huge.data(), {0, 5}, &overflown);
+  narrow.Run(*machine.engine, x.data(), {0, 5}, &out);
+  for (float v : out) EXPECT_TRUE(std::isfinite(v));
+}
+
+TEST_P(LinearTest, APromptsRowDoesNotDependOnItsNeighbours) {
+  const int rows = GetParam() == CpuLevel::kScalar ? 40 : 300;
+  for (const DType type : {DType::kQ4_0, DType::kQ8_0, DType::kBF16}) {
+    const DType types[] = {type, type, type};
+    const Ffn ffn(types, 288, 320, Activation::kSwiGlu);
+    const auto x = Gaussian(rows * 288, 3);
+    const int stride = 291;
+    std::vector<float> whole(rows * stride);
+    Machine machine(GetParam(), 2, ffn.Limits(rows));
+    ffn.Run(*machine.engine, x.data(), {0, rows}, &whole);
+    for (int first = 0, count = 1; first < rows; first += count, count = 37) {
+      count = std::min(count, rows - first);
+      std::vector<float> part(count * stride);
+      ffn.Run(*machine.engine, &x[first * 288], {0, count}, &part);
+      for (int i = 0; i < count * stride; ++i) {
+        ASSERT_EQ(part[i], whole[first * stride + i])
+            << Info(type).name << " row " << first + i / stride;
+      }
     }
   }
 }

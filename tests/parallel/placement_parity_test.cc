@@ -262,6 +262,50 @@ std::vector<TinyModel> Models() {
     m.type = t;
     models.push_back(m);
   }
+  m.architecture = "minimax-m2";  // with KV heads that two of three ranks hold
+  for (const DType t : {DType::kF32, DType::kQ8_0}) {
+    m.type = t;
+    models.push_back(m);
+  }
+  m.expert_groups = 2;
+  for (const char* architecture : {"dots1", "hunyuan-moe", "bailingmoe2"}) {
+    m.architecture = architecture;
+    for (const DType t : {DType::kF32, DType::kQ8_0}) {
+      m.type = t;
+      models.push_back(m);
+    }
+  }
+  m.architecture = "llama4";
+  m.experts_used = 1;
+  m.layers = 5;
+  m.window = 24;
+  for (const DType t : {DType::kF32, DType::kQ8_0}) {
+    m.type = t;
+    models.push_back(m);
+  }
+  m.experts = 0;
+  m.layers = 7;
+  m.ffn = 160;
+  for (const char* architecture : {"gemma3", "glm4"}) {  // norms behind sums
+    m.architecture = architecture;
+    for (const DType t : {DType::kF32, DType::kQ8_0}) {
+      m.type = t;
+      models.push_back(m);
+    }
+    m.layers = 3;
+  }
+  m.head_norms = true;
+  for (const DType t : {DType::kF32, DType::kQ8_0}) {
+    m.type = t;
+    m.architecture = "command-r";
+    m.layers = 3;
+    m.window = 0;
+    models.push_back(m);
+    m.architecture = "cohere2";
+    m.layers = 5;
+    m.window = 24;
+    models.push_back(m);
+  }
   return models;
 }
 

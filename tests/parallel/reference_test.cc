@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -25,8 +26,11 @@ struct Facts {
   std::string arch;
   int layers, dim, heads, kv_heads, head_dim, rotary, experts = 0, used = 0, window = 0;
   double base, factor = 1, original = 0;
-  bool neox, yarn = false, glm = false;
-  int dense = 0;
+  bool neox, yarn = false, glm = false, cohere = false, minimax = false, llama4 = false,
+             mistral = false, dots = false, hunyuan = false, bailing = false, gemma = false,
+             linear = false;
+  int step = 1, temperature_length = 0;
+  int dense = 0, groups = 1, groups_used = 1;
 };
 
 class Reference {
@@ -42,13 +46,30 @@ class Reference {
     f_.used = m.experts_used;
     f_.window = m.window;
     f_.base = 10000;
-    f_.neox = m.architecture != "llama";
+    f_.cohere = m.architecture == "command-r" || m.architecture == "cohere2";
+    f_.llama4 = m.architecture == "llama4";
+    f_.step = m.moe_step;
+    f_.temperature_length = m.temperature_length;
+    f_.mistral = m.architecture == "mistral3";
+    f_.dots = m.architecture == "dots1";
+    f_.hunyuan = m.architecture == "hunyuan-moe";
+    f_.neox = m.architecture != "llama" && !f_.cohere && !f_.llama4 && !f_.mistral;
     f_.glm = m.architecture == "glm4moe";
-    if (f_.glm) f_.rotary = m.head_dim / 2;
-    f_.dense = f_.glm ? m.dense_layers : 0;
+    f_.minimax = m.architecture == "minimax-m2";
+    f_.bailing = m.architecture == "bailingmoe2";
+    f_.gemma = m.architecture == "gemma3";
+    if (f_.gemma) f_.base = 50000;
+    const bool glm4 = m.architecture == "glm4";
+    if (glm4) f_.neox = false;
+    if (f_.glm || glm4 || f_.minimax || f_.bailing) f_.rotary = m.head_dim / 2;
+    f_.linear = m.rope_scaling == "linear";
+    f_.dense = f_.glm || f_.dots || f_.bailing ? m.dense_layers : 0;
+    f_.groups = m.expert_groups;
+    f_.groups_used = m.expert_groups_used;
     f_.yarn = m.rope_scaling == "yarn";
     f_.factor = m.rope_scaling_factor;
-    f_.original = m.context;
+    f_.original = f_.mistral ? m.temperature_length : m.context;
+    if (Has("rope_freqs.weight")) factors_ = Vector("rope_freqs.weight");
   }
 
   // Logits of every position.
@@ -56,20 +77,35 @@ class Reference {
     const Rows table = Matrix("token_embd.weight");
     Rows x;
     for (const int32_t t : tokens) x.push_back(table[t]);
+    for (Row& row : x) {
+      for (double& value : row) value *= f_.gemma ? std::sqrt(static_cast<double>(f_.dim)) : 1;
+    }
     for (int layer = 0; layer < f_.layers; ++layer) {
       blk_ = "blk." + std::to_string(layer) + ".";
+      if (f_.cohere) {
+        Rows n = x;
+        for (Row& row : n) row = Norm(row, Vector(blk_ + "attn_norm.weight"));
+        Attention(layer, x);
+        for (size_t i = 0; i < x.size(); ++i) Add(x[i], Mlp(n[i], ""));
+        continue;
+      }
       Attention(layer, x);
-      const bool renamed = f_.arch == "gpt-oss" || f_.glm, dense = layer < f_.dense;
+      const bool renamed = f_.arch == "gpt-oss" || f_.glm || f_.arch == "seed_oss",
+                 dense = f_.llama4 ? layer % f_.step != f_.step - 1 : layer < f_.dense;
       const Row norm = Vector(blk_ + (renamed ? "post_attention_norm.weight" : "ffn_norm.weight"));
       for (Row& row : x) {
         const Row n = Norm(row, norm);
-        Add(row, f_.experts > 0 && !dense ? Moe(n) : Mlp(n, ""));
+        const Row y = f_.experts > 0 && !dense ? Moe(n) : Mlp(n, "");
+        Add(row, Sandwiched() ? Norm(y, Vector(blk_ + "post_ffw_norm.weight")) : y);
       }
     }
     const Row norm = Vector("output_norm.weight");
     const Rows head = Has("output.weight") ? Matrix("output.weight") : table;
     Rows logits;
     for (const Row& row : x) logits.push_back(Product(head, Norm(row, norm)));
+    for (Row& row : logits) {
+      for (double& logit : row) logit *= f_.cohere ? 0.25 : 1;
+    }
     return logits;
   }
 
@@ -92,6 +128,8 @@ class Reference {
   }
   Row Vector(const std::string& name) const { return Matrix(name)[0]; }
 
+  bool Sandwiched() const { return Has(blk_ + "post_ffw_norm.weight"); }
+
   static Row Product(const Rows& w, const Row& x) {
     Row y;
     for (const Row& row : w) {
@@ -104,12 +142,14 @@ class Reference {
   static void Add(Row& x, const Row& y) {
     for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
   }
-  static Row Norm(const Row& x, const Row& weight) {
-    double squares = 0;
-    for (const double v : x) squares += v * v;
+  Row Norm(const Row& x, const Row& weight) const {
+    const double n = static_cast<double>(x.size());
+    double mean = 0, squares = 0;
+    for (const double v : x) mean += f_.cohere ? v / n : 0;  // LayerNorm
+    for (const double v : x) squares += (v - mean) * (v - mean);
     Row y;
     for (size_t i = 0; i < x.size(); ++i) {
-      y.push_back(x[i] * weight[i] / std::sqrt(squares / static_cast<double>(x.size()) + 1e-5));
+      y.push_back((x[i] - mean) * weight[i] / std::sqrt(squares / n + 1e-5));
     }
     return y;
   }
@@ -121,11 +161,13 @@ class Reference {
   }
 
   // RoFormer; YaRN's frequencies are those of section 3 of its paper.
-  void Rotate(double* x, int pos) const {
+  void Rotate(double* x, int pos, bool gemma_window = false) const {
     const int half = f_.rotary / 2;
     double magnitude = 1;
     for (int i = 0; i < half; ++i) {
-      double frequency = std::pow(f_.base, -2.0 * i / f_.rotary);
+      double frequency = std::pow(gemma_window ? 10000 : f_.base, -2.0 * i / f_.rotary);
+      if (f_.linear && !gemma_window) frequency /= f_.factor;
+      if (!factors_.empty()) frequency /= factors_[i];
       if (f_.yarn) {
         const auto dim = [&](double turns) {
           return f_.rotary * std::log(f_.original / (turns * 2 * std::numbers::pi)) /
@@ -137,6 +179,8 @@ class Reference {
         const double ramp = std::clamp((i - low) / (high - low), 0.0, 1.0);
         frequency = frequency * (1 - ramp) + frequency / f_.factor * ramp;
         magnitude = 1 + 0.1 * std::log(f_.factor);
+        // DeepSeek's, with mscale 1 and mscale_all_dim 0.5
+        if (f_.mistral) magnitude /= 1 + 0.1 * 0.5 * std::log(f_.factor);
       }
       double& a = x[f_.neox ? i : 2 * i];
       double& b = x[f_.neox ? i + half : 2 * i + 1];
@@ -146,43 +190,72 @@ class Reference {
     }
   }
   // Each head of a row: the norm, where there is one, and the rotation.
-  Row Heads(Row x, int pos, const char* norm) const {
+  Row Heads(Row x, int layer, int pos, const char* norm) const {
+    if (f_.minimax) x = Norm(x, Vector(blk_ + norm));
     for (size_t at = 0; at < x.size(); at += f_.head_dim) {
-      if (Has(blk_ + norm)) {
+      if (f_.hunyuan) Rotate(&x[at], pos);
+      if (Has(blk_ + norm) && !f_.minimax) {
         const Row head(x.begin() + at, x.begin() + at + f_.head_dim);
-        const Row normed = Norm(head, Vector(blk_ + norm));
+        const Rows weights = Matrix(blk_ + norm);
+        const Row normed = Norm(head, weights[weights.size() > 1 ? at / f_.head_dim : 0]);
         std::copy(normed.begin(), normed.end(), x.begin() + at);
       }
-      Rotate(&x[at], pos);
+      if (f_.hunyuan) continue;
+      const bool rotate = (f_.arch != "cohere2" && !f_.llama4) || layer % 4 != 3;
+      if (rotate) Rotate(&x[at], pos, f_.gemma && f_.window > 0 && layer % 6 != 5);
+      if (f_.llama4 && rotate) {
+        const Row head =
+            Norm(Row(x.begin() + at, x.begin() + at + f_.head_dim), Row(f_.head_dim, 1.0));
+        std::copy(head.begin(), head.end(), x.begin() + at);
+      }
     }
     return x;
   }
 
+  std::array<Row, 3> Qkv(const Row& n) const {
+    if (!f_.bailing) return {Linear("attn_q", n), Linear("attn_k", n), Linear("attn_v", n)};
+    const Row all = Linear("attn_qkv", n);
+    const auto k = all.begin() + f_.heads * f_.head_dim, v = k + f_.kv_heads * f_.head_dim;
+    return {Row(all.begin(), k), Row(k, v), Row(v, all.end())};
+  }
+
   void Attention(int layer, Rows& x) const {
     const Row norm = Vector(blk_ + "attn_norm.weight");
-    const bool full = f_.window == 0 || (f_.arch == "gpt-oss" && layer % 2 == 1);
+    const bool full = f_.window == 0 || (f_.arch == "gpt-oss" && layer % 2 == 1) ||
+                      ((f_.arch == "cohere2" || f_.llama4) && layer % 4 == 3) ||
+                      (f_.gemma && layer % 6 == 5);
+    const double score_dim = f_.gemma && f_.layers == 62 ? f_.dim / f_.heads : f_.head_dim;
     const Row sinks = Has(blk_ + "attn_sinks.weight") ? Vector(blk_ + "attn_sinks.weight") : Row();
     Rows k, v, out;
     for (int pos = 0; pos < static_cast<int>(x.size()); ++pos) {
       const Row n = Norm(x[pos], norm);
-      const Row q = Heads(Linear("attn_q", n), pos, "attn_q_norm.weight");
-      k.push_back(Heads(Linear("attn_k", n), pos, "attn_k_norm.weight"));
-      v.push_back(Linear("attn_v", n));
+      const auto [q_row, k_row, v_row] = Qkv(n);
+      Row q = Heads(q_row, layer, pos, "attn_q_norm.weight");
+      if (f_.llama4 && layer % 4 == 3) {  // a temperature instead of positions
+        for (double& value : q) value *= 1 + 0.1 * std::log((pos + 1) / f_.temperature_length + 1);
+      }
+      if (f_.mistral) {
+        for (double& value : q) value *= 1 + 0.1 * std::log(pos / f_.temperature_length + 1);
+      }
+      k.push_back(Heads(k_row, layer, pos, "attn_k_norm.weight"));
+      v.push_back(v_row);
       Row attended(q.size());
       for (int h = 0; h < f_.heads; ++h) {
         const int64_t at = h / (f_.heads / f_.kv_heads) * f_.head_dim;
         double sum = sinks.empty() ? 0 : std::exp(sinks[h]);
         Row value(f_.head_dim);
-        for (int t = full ? 0 : std::max(0, pos - f_.window + 1); t <= pos; ++t) {
+        const int seen = f_.llama4 ? pos % f_.window + 1 : f_.window;
+        for (int t = full ? 0 : std::max(0, pos - seen + 1); t <= pos; ++t) {
           double dot = 0;
           for (int d = 0; d < f_.head_dim; ++d) dot += q[h * f_.head_dim + d] * k[t][at + d];
-          const double weight = std::exp(dot / std::sqrt(static_cast<double>(f_.head_dim)));
+          const double weight = std::exp(dot / std::sqrt(score_dim));
           sum += weight;
           for (int d = 0; d < f_.head_dim; ++d) value[d] += weight * v[t][at + d];
         }
         for (int d = 0; d < f_.head_dim; ++d) attended[h * f_.head_dim + d] = value[d] / sum;
       }
-      out.push_back(Linear("attn_output", attended));
+      const Row o = Linear("attn_output", attended);
+      out.push_back(Sandwiched() ? Norm(o, Vector(blk_ + "post_attention_norm.weight")) : o);
     }
     for (size_t i = 0; i < x.size(); ++i) Add(x[i], out[i]);
   }
@@ -191,6 +264,11 @@ class Reference {
     Row y;
     for (size_t i = 0; i < gate.size(); ++i) {
       const bool clamped = f_.arch == "gpt-oss";
+      if (f_.gemma) {
+        const double inner = std::sqrt(2 / M_PI) * (gate[i] + 0.044715 * std::pow(gate[i], 3));
+        y.push_back(gate[i] * (1 + std::tanh(inner)) / 2 * up[i]);
+        continue;
+      }
       const double g = clamped ? std::min(gate[i], 7.0) : gate[i];
       const double u = clamped ? std::clamp(up[i], -7.0, 7.0) + 1 : up[i];
       y.push_back(g / (1 + std::exp(-(clamped ? 1.702 : 1) * g)) * u);
@@ -198,20 +276,52 @@ class Reference {
     return y;
   }
   Row Mlp(const Row& n, const std::string& suffix) const {
+    if (f_.arch == "glm4") {
+      const Row both = Linear("ffn_up", n);
+      const auto up = both.begin() + static_cast<int64_t>(both.size()) / 2;
+      return Linear("ffn_down", Gated(Row(both.begin(), up), Row(up, both.end())));
+    }
     return Linear("ffn_down" + suffix,
                   Gated(Linear("ffn_gate" + suffix, n), Linear("ffn_up" + suffix, n)));
   }
-  Row OfExpert(const std::string& part, int expert, const Row& x) const {
+  Row OfExpert(const std::string& part, int64_t expert, const Row& x) const {
     const std::string name = blk_ + "ffn_" + part + "_exps";
     Row y = Product(Matrix(name + ".weight", expert), x);
     if (Has(name + ".bias")) Add(y, Matrix(name + ".bias")[expert]);
     return y;
   }
+  // The router scales the input of its one expert.
+  Row MoeOfLlama4(const Row& n) const {
+    const Row logits = Linear("ffn_gate_inp", n);
+    const int64_t e = std::max_element(logits.begin(), logits.end()) - logits.begin();
+    Row input = n;
+    for (double& value : input) value /= 1 + std::exp(-logits[e]);
+    Row out = OfExpert("down", e, Gated(OfExpert("gate", e, input), OfExpert("up", e, input)));
+    Add(out, Mlp(n, "_shexp"));
+    return out;
+  }
+  // DeepSeek-V3: experts of other groups than those whose two best sum to the most are out.
+  void KeepBestGroups(Row& score) const {
+    const int size = f_.experts / f_.groups;
+    std::vector<std::pair<double, int>> sums;
+    for (int g = 0; g < f_.groups; ++g) {
+      Row of(score.begin() + g * size, score.begin() + (g + 1) * size);
+      std::sort(of.rbegin(), of.rend());
+      sums.push_back({of[0] + of[1], g});
+    }
+    std::sort(sums.rbegin(), sums.rend());
+    for (int i = f_.groups_used; i < f_.groups; ++i) {
+      std::fill_n(score.begin() + sums[i].second * size, size, -1e9);
+    }
+  }
   Row Moe(const Row& n) const {
+    if (f_.llama4) return MoeOfLlama4(n);
     Row weight = Linear("ffn_gate_inp", n);
-    for (double& w : weight) w = f_.glm ? 1 / (1 + std::exp(-w)) : std::exp(w);
+    const bool sigmoid = f_.glm || f_.minimax || f_.dots || f_.bailing;
+    for (double& w : weight) w = sigmoid ? 1 / (1 + std::exp(-w)) : std::exp(w);
     Row score = weight;
-    if (f_.glm) Add(score, Vector(blk_ + "exp_probs_b.bias"));
+    if (sigmoid) Add(score, Vector(blk_ + "exp_probs_b.bias"));
+    if (f_.groups > 1) KeepBestGroups(score);
     std::vector<int> order(f_.experts);
     for (int e = 0; e < f_.experts; ++e) order[e] = e;
     std::sort(order.begin(), order.end(), [&](int a, int b) { return score[a] > score[b]; });
@@ -221,7 +331,8 @@ class Reference {
     for (int i = 0; i < f_.used; ++i) {
       const int e = order[i];
       Row y = OfExpert("down", e, Gated(OfExpert("gate", e, n), OfExpert("up", e, n)));
-      for (double& value : y) value *= weight[e] / sum * (f_.glm ? 1.5 : 1);
+      for (double& value : y)
+        value *= weight[e] / sum * (f_.glm || f_.dots || f_.bailing ? 1.5 : 1);
       Add(out, y);
     }
     return out;
@@ -229,6 +340,7 @@ class Reference {
 
   const Checkpoint& c_;
   Facts f_;
+  Row factors_;  // of the rotation; empty: none
   std::string blk_;
 };
 
@@ -246,9 +358,13 @@ TinyModel Small(const std::string& architecture) {
 }
 
 std::vector<TinyModel> Models() {
-  std::vector<TinyModel> models = {Small("llama"),    Small("qwen2"),   Small("qwen3"),
-                                   Small("qwen3moe"), Small("gpt-oss"), Small("glm4moe"),
-                                   Small("glm4moe")};
+  std::vector<TinyModel> models = {
+      Small("llama"),       Small("qwen2"),    Small("qwen3"),      Small("qwen3moe"),
+      Small("gpt-oss"),     Small("glm4moe"),  Small("glm4moe"),    Small("command-r"),
+      Small("command-r"),   Small("cohere2"),  Small("minimax-m2"), Small("llama4"),
+      Small("llama4"),      Small("mistral3"), Small("seed_oss"),   Small("dots1"),
+      Small("hunyuan-moe"), Small("qwen3vl"),  Small("qwen3vlmoe"), Small("bailingmoe2"),
+      Small("gemma3"),      Small("gemma3"),   Small("glm4")};
   models[0].window = 11;
   models[1].rope_scaling = "yarn";
   models[3].experts = 6;
@@ -260,6 +376,30 @@ std::vector<TinyModel> Models() {
   models[6].shared_experts = 2;
   models[6].head_norms = true;
   models[6].dense_layers = 0;
+  models[8].head_norms = true;
+  models[9].layers = 8;
+  models[9].window = 11;
+  models[10].experts = 6;
+  for (int i : {11, 12}) {
+    models[i].experts = 6;
+    models[i].experts_used = 1;
+    models[i].layers = 8;
+    models[i].window = 11;
+  }
+  models[13].rope_scaling = "yarn";
+  for (int i : {15, 16, 18}) models[i].experts = 6;
+  models[19].experts = 12;
+  models[19].experts_used = 3;
+  models[19].expert_groups = 4;
+  models[19].expert_groups_used = 2;
+  models[20].window = models[21].window = 11;
+  models[20].layers = 7;
+  models[20].rope_scaling = "linear";
+  models[21].layers = 62;
+  models[21].heads = 4;
+  models[15].kv_heads = models[15].heads;  // as dots.llm1
+  models[12].moe_step = 1;
+  models[12].rope_factors = true;
   return models;
 }
 

@@ -113,6 +113,17 @@ class StreamingParity : public testing::Test {
     ASSERT_EQ(a.logits.size(), b.logits.size());
     EXPECT_EQ(memcmp(a.logits.data(), b.logits.data(), a.logits.size() * sizeof(float)), 0);
   }
+  // Alone, and as two ranks either way.
+  void ExpectSameStreamed(const TinyModel& m) {
+    Make(m);
+    for (const auto& [tp, pp] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
+      SCOPED_TRACE(testing::Message() << "tp " << tp << " pp " << pp);
+      const auto shards = Shards(tp, pp);
+      const Answer streamed = Do(*shards, tp, pp, 0);
+      EXPECT_GT(streamed.streamed, 1 << 20);
+      ExpectSame(Do(*gguf_, tp, pp, 1), streamed);
+    }
+  }
 
   TempDir temp_;
   std::unique_ptr<Checkpoint> gguf_;
@@ -156,37 +167,67 @@ TEST_F(StreamingParity, SameBitsWithExpertsThatHaveBiases) {
   m.type_of = [](const std::string& name) {
     return name.find("_exps") != std::string::npos ? DType::kMXFP4 : DType::kQ8_0;
   };
-  Make(m);
-  for (const auto& [tp, pp] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
-    const auto shards = Shards(tp, pp);
-    const Answer streamed = Do(*shards, tp, pp, 0);
-    EXPECT_GT(streamed.streamed, 1 << 20);
-    ExpectSame(Do(*gguf_, tp, pp, 1), streamed);
-  }
+  ExpectSameStreamed(m);
 }
 
 TEST_F(StreamingParity, SameBitsWithDenseLayersAndASharedExpert) {
   TinyModel m = Streamable(4, false);
   m.architecture = "glm4moe";
   m.dense_ffn = 4096;
-  Make(m);
-  for (const auto& [tp, pp] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
-    const auto shards = Shards(tp, pp);
-    const Answer streamed = Do(*shards, tp, pp, 0);
-    EXPECT_GT(streamed.streamed, 1 << 20);
-    ExpectSame(Do(*gguf_, tp, pp, 1), streamed);
-  }
+  ExpectSameStreamed(m);
 }
 
-TEST_F(StreamingParity, EachRankStreamsItsOwnPart) {
-  Make(Streamable(0, false));
-  for (const auto& [tp, pp] : {std::pair{2, 1}, std::pair{1, 2}}) {
-    const auto shards = Shards(tp, pp);
-    const Answer streamed = Do(*shards, tp, pp, 0);
-    EXPECT_GT(streamed.streamed, 1 << 20);
-    ExpectSame(Do(*gguf_, tp, pp, 1), streamed);
-  }
+TEST_F(StreamingParity, SameBitsWithNormsOfWholeRows) {
+  TinyModel m = Streamable(4, false);
+  m.architecture = "minimax-m2";
+  ExpectSameStreamed(m);
 }
+
+TEST_F(StreamingParity, SameBitsWithAnExpertOfOtherSizeForAll) {
+  TinyModel m = Streamable(4, false);
+  m.architecture = "hunyuan-moe";
+  m.dense_ffn = 4096;
+  ExpectSameStreamed(m);
+}
+
+TEST_F(StreamingParity, SameBitsWithQkvInOneTensor) {
+  TinyModel m = Streamable(4, false);
+  m.architecture = "bailingmoe2";
+  m.expert_groups = 2;
+  m.dense_ffn = 4096;
+  ExpectSameStreamed(m);
+}
+
+TEST_F(StreamingParity, SameBitsWithNormsBehindSums) {
+  TinyModel m = Streamable(0, true);
+  m.architecture = "gemma3";
+  m.window = 24;
+  ExpectSameStreamed(m);
+}
+
+TEST_F(StreamingParity, SameBitsWithGateAndUpInOneTensor) {
+  TinyModel m = Streamable(0, false);
+  m.architecture = "glm4";
+  ExpectSameStreamed(m);
+}
+
+TEST_F(StreamingParity, SameBitsWithExpertsInEveryOtherLayer) {
+  TinyModel m = Streamable(4, false);
+  m.architecture = "llama4";
+  m.experts_used = 1;
+  m.window = 24;
+  m.dense_ffn = 4096;
+  ExpectSameStreamed(m);
+}
+
+TEST_F(StreamingParity, SameBitsWithAnFfnBesideAttention) {
+  TinyModel m = Streamable(0, true);
+  m.architecture = "command-r";
+  m.head_norms = true;
+  ExpectSameStreamed(m);
+}
+
+TEST_F(StreamingParity, EachRankStreamsItsOwnPart) { ExpectSameStreamed(Streamable(0, false)); }
 
 }  // namespace
 }  // namespace shoal

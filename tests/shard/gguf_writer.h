@@ -117,7 +117,9 @@ class GgufWriter {
 // A small model. The defaults fit every type: all row lengths are multiples of 256.
 struct TinyModel {
   std::string architecture = "llama";  // llama, qwen2, qwen3, qwen3moe, gpt-oss,
-                                       // glm4moe
+                                       // glm4moe, command-r, cohere2, minimax-m2, llama4,
+                                       // mistral3, seed_oss, dots1, hunyuan-moe, qwen3vl(moe),
+                                       // bailingmoe2, gemma3, glm4
   int layers = 2;
   int dim = 256;
   int heads = 8;
@@ -128,13 +130,18 @@ struct TinyModel {
   int context = 256;
   int experts = 0;  // llama with experts is a Mixtral
   int experts_used = 2;
-  int dense_layers = 1;  // glm4moe only, as those up to head_norms
+  int moe_step = 2;  // llama4 only
+  int temperature_length = 20;
+  float temperature_scale = 0.1f;                 // mistral3
+  int expert_groups = 1, expert_groups_used = 1;  // bailingmoe2
+  int dense_layers =
+      1;  // glm4moe, dots1, bailingmoe2, as up to head_norms; the FFN is llama4's too
   int dense_ffn = 256;
   int shared_experts = 1;
   int draft_layers = 1;           // behind the others
-  bool head_norms = false;        // of q and k
+  bool head_norms = false;        // of q and k; command-r too
   bool separate_experts = false;  // one tensor for each expert, as older files have them
-  bool tied = false;
+  bool tied = false;              // command-r, cohere2: always
   bool rope_factors = false;      // Llama-3's rope_freqs.weight
   bool attention_biases = false;  // llama only: q, k, v and output biases; qwen2 always has q, k, v
   int window = 0;                 // Mistral's sliding window
@@ -173,13 +180,13 @@ class Builder {
     Tokenizer();
     const uint64_t dim = m_.dim;
     Matrix("token_embd.weight", {dim, U(m_.vocab)}, 1.0f);
-    const int drafts = glm() ? m_.draft_layers : 0;
-    for (int layer = 0; layer < m_.layers + drafts; ++layer) {
+    for (int layer = 0; layer < m_.layers + draft_layers(); ++layer) {
       layer_ = layer;
       Layer("blk." + std::to_string(layer) + ".");
     }
     Vector("output_norm.weight", m_.dim, 1.0f, 0.1f);
-    if (!m_.tied) Matrix("output.weight", {dim, U(m_.vocab)}, 2.0f / std::sqrt(float(m_.dim)));
+    if (!m_.tied && !cohere())
+      Matrix("output.weight", {dim, U(m_.vocab)}, 2.0f / std::sqrt(float(m_.dim)));
     if (m_.rope_factors) {
       std::vector<float> f(m_.head_dim / 2);
       for (size_t i = 0; i < f.size(); ++i) f[i] = 1.0f + 7.0f * float(i) / float(f.size());
@@ -190,42 +197,79 @@ class Builder {
 
  private:
   bool glm() const { return m_.architecture == "glm4moe"; }
+  bool dots() const { return m_.architecture == "dots1"; }
+  bool hunyuan() const { return m_.architecture == "hunyuan-moe"; }
+  bool seed() const { return m_.architecture == "seed_oss"; }
+  bool bailing() const { return m_.architecture == "bailingmoe2"; }
+  bool gemma() const { return m_.architecture == "gemma3"; }
+  bool glm4() const { return m_.architecture == "glm4"; }
+  bool dense_at_front() const { return glm() || dots() || bailing(); }
+  int draft_layers() const { return glm() || bailing() ? m_.draft_layers : 0; }
+  bool llama4() const { return m_.architecture == "llama4"; }
+  bool minimax() const { return m_.architecture == "minimax-m2"; }
+  bool cohere() const { return m_.architecture == "command-r" || m_.architecture == "cohere2"; }
   static uint64_t U(int n) { return static_cast<uint64_t>(n); }
 
   void Metadata() {
     const std::string a = m_.architecture + ".";
     w_.String("general.architecture", m_.architecture);
     w_.String("general.name", "tiny random " + m_.architecture);
-    w_.U32(a + "block_count", m_.layers + (glm() ? m_.draft_layers : 0));
+    w_.U32(a + "block_count", m_.layers + draft_layers());
     w_.U32(a + "context_length", m_.context);
     w_.U32(a + "embedding_length", m_.dim);
-    w_.U32(a + "feed_forward_length", glm() ? m_.dense_ffn : m_.ffn);
+    w_.U32(a + "feed_forward_length", dense_at_front() || llama4() ? m_.dense_ffn : m_.ffn);
     w_.U32(a + "attention.head_count", m_.heads);
     w_.U32(a + "attention.head_count_kv", m_.kv_heads);
     w_.U32(a + "attention.key_length", m_.head_dim);
     w_.U32(a + "attention.value_length", m_.head_dim);
-    w_.U32(a + "rope.dimension_count", glm() ? m_.head_dim / 2 : m_.head_dim);
+    const bool half_rotates = glm() || glm4() || minimax() || bailing();
+    w_.U32(a + "rope.dimension_count", half_rotates ? m_.head_dim / 2 : m_.head_dim);
     w_.U32(a + "vocab_size", m_.vocab);
-    w_.F32(a + "rope.freq_base", 10000.0f);
-    w_.F32(a + "attention.layer_norm_rms_epsilon", 1e-5f);
+    w_.F32(a + "rope.freq_base", gemma() ? 50000.0f : 10000.0f);
+    w_.F32(a + (cohere() ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon"),
+           1e-5f);
+    if (cohere()) w_.F32(a + "logit_scale", 0.25f);
     if (m_.window > 0) w_.U32(a + "attention.sliding_window", m_.window);
     if (m_.experts > 0) {
       w_.U32(a + "expert_count", m_.experts);
       w_.U32(a + "expert_used_count", m_.experts_used);
       w_.U32(a + "expert_feed_forward_length", m_.ffn);
     }
-    if (glm()) {
+    if (hunyuan()) {
+      w_.U32(a + "expert_shared_count", 1);
+      w_.U32(a + "expert_shared_feed_forward_length", m_.dense_ffn);
+    }
+    if (m_.architecture == "mistral3") {
+      w_.F32(a + "attention.temperature_scale", m_.temperature_scale);
+      w_.F32(a + "rope.scaling.yarn_log_multiplier", 0.5f);
+    }
+    if (m_.architecture.rfind("qwen3vl", 0) == 0) {
+      const int half = m_.head_dim / 2;
+      w_.I32s(a + "rope.dimension_sections", {(half + 2) / 3, (half + 1) / 3, half / 3, 0});
+    }
+    if (glm() || bailing()) w_.U32(a + "nextn_predict_layers", m_.draft_layers);
+    if (bailing()) {
+      w_.U32(a + "expert_shared_feed_forward_length", m_.ffn);
+      w_.U32(a + "expert_group_count", m_.expert_groups);
+      w_.U32(a + "expert_group_used_count", m_.expert_groups_used);
+    }
+    if (dense_at_front()) {
       w_.U32(a + "expert_shared_count", m_.shared_experts);
       w_.U32(a + "leading_dense_block_count", m_.dense_layers);
-      w_.U32(a + "nextn_predict_layers", m_.draft_layers);
       w_.U32(a + "expert_gating_func", 2);
       w_.Bool(a + "expert_weights_norm", true);
       w_.F32(a + "expert_weights_scale", 1.5f);
     }
+    if (llama4()) {
+      w_.U32(a + "interleave_moe_layer_step", m_.moe_step);
+      w_.U32(a + "attention.temperature_length", m_.temperature_length);
+    }
+    if (minimax()) w_.U32(a + "expert_gating_func", 2);
     if (!m_.rope_scaling.empty()) {
       w_.String(a + "rope.scaling.type", m_.rope_scaling);
       w_.F32(a + "rope.scaling.factor", m_.rope_scaling_factor);
-      w_.U32(a + "rope.scaling.original_context_length", m_.context);
+      w_.U32(a + "rope.scaling.original_context_length",
+             m_.architecture == "mistral3" ? m_.temperature_length : m_.context);
     }
   }
 
@@ -270,14 +314,18 @@ class Builder {
 
   void Layer(const std::string& blk) {
     const uint64_t dim = m_.dim, q = U(m_.heads * m_.head_dim), kv = U(m_.kv_heads * m_.head_dim);
-    const bool qwen3 = m_.architecture == "qwen3" || m_.architecture == "qwen3moe";
+    const bool qwen3 = m_.architecture.rfind("qwen3", 0) == 0;
     const bool gpt_oss = m_.architecture == "gpt-oss";
     Vector(blk + "attn_norm.weight", m_.dim, 1.0f, 0.1f);
-    Linear(blk + "attn_q.weight", {dim, q});
-    Linear(blk + "attn_k.weight", {dim, kv});
-    Linear(blk + "attn_v.weight", {dim, kv});
+    if (bailing()) {
+      Linear(blk + "attn_qkv.weight", {dim, q + 2 * kv});
+    } else {
+      Linear(blk + "attn_q.weight", {dim, q});
+      Linear(blk + "attn_k.weight", {dim, kv});
+      Linear(blk + "attn_v.weight", {dim, kv});
+    }
     Linear(blk + "attn_output.weight", {q, dim});
-    if (m_.architecture == "qwen2" || m_.attention_biases || gpt_oss || glm()) {
+    if (m_.architecture == "qwen2" || m_.attention_biases || gpt_oss || glm() || glm4() || seed()) {
       Vector(blk + "attn_q.bias", m_.heads * m_.head_dim, 0.0f, 0.3f);
       Vector(blk + "attn_k.bias", m_.kv_heads * m_.head_dim, 0.0f, 0.3f);
       Vector(blk + "attn_v.bias", m_.kv_heads * m_.head_dim, 0.0f, 0.3f);
@@ -286,19 +334,40 @@ class Builder {
       Vector(blk + "attn_output.bias", m_.dim, 0.0f, 0.3f);
     }
     if (gpt_oss) Vector(blk + "attn_sinks.weight", m_.heads, 1.0f, 1.0f);
-    if (qwen3 || (glm() && m_.head_norms)) {
+    if (qwen3 || dots() || hunyuan() || bailing() || gemma() || (glm() && m_.head_norms)) {
       Vector(blk + "attn_q_norm.weight", m_.head_dim, 1.0f, 0.1f);
       Vector(blk + "attn_k_norm.weight", m_.head_dim, 1.0f, 0.1f);
     }
-    Vector(blk + (gpt_oss || glm() ? "post_attention_norm.weight" : "ffn_norm.weight"), m_.dim,
-           1.0f, 0.1f);
+    if (minimax()) {
+      Vector(blk + "attn_q_norm.weight", m_.heads * m_.head_dim, 1.0f, 0.3f);
+      Vector(blk + "attn_k_norm.weight", m_.kv_heads * m_.head_dim, 1.0f, 0.3f);
+    }
+    if (m_.architecture == "command-r" && m_.head_norms) {
+      Matrix(blk + "attn_q_norm.weight", {U(m_.head_dim), U(m_.heads)}, 1.0f, DType::kF32);
+      Matrix(blk + "attn_k_norm.weight", {U(m_.head_dim), U(m_.kv_heads)}, 1.0f, DType::kF32);
+    }
+    if (gemma() || glm4()) {
+      Vector(blk + "post_attention_norm.weight", m_.dim, 1.0f, 0.3f);
+      Vector(blk + "post_ffw_norm.weight", m_.dim, 1.0f, 0.3f);
+    }
+    if (!cohere()) {
+      const bool renamed = gpt_oss || glm() || seed();
+      Vector(blk + (renamed ? "post_attention_norm.weight" : "ffn_norm.weight"), m_.dim, 1.0f,
+             0.1f);
+    }
     Ffn(blk);
   }
 
   void Ffn(const std::string& blk) {
     const uint64_t dim = m_.dim, experts = m_.experts;
-    const bool dense = glm() && layer_ < m_.dense_layers;
+    const bool dense = (dense_at_front() && layer_ < m_.dense_layers) ||
+                       (llama4() && (layer_ + 1) % m_.moe_step != 0);
     const uint64_t ffn = dense ? m_.dense_ffn : m_.ffn;
+    if (glm4()) {
+      Linear(blk + "ffn_up.weight", {dim, 2 * ffn});
+      Linear(blk + "ffn_down.weight", {ffn, dim});
+      return;
+    }
     if (experts == 0 || dense) {
       Linear(blk + "ffn_gate.weight", {dim, ffn});
       Linear(blk + "ffn_up.weight", {dim, ffn});
@@ -307,9 +376,10 @@ class Builder {
     }
     Matrix(blk + "ffn_gate_inp.weight", {dim, experts}, 1.0f / std::sqrt(float(m_.dim)),
            DType::kF32);
-    if (glm()) {
-      const uint64_t shared = ffn * m_.shared_experts;
-      Vector(blk + "exp_probs_b.bias", m_.experts, 0.0f, 0.3f);
+    if (minimax()) Vector(blk + "exp_probs_b.bias", m_.experts, 0.0f, 0.3f);
+    if (dense_at_front() || llama4() || hunyuan()) {
+      const uint64_t shared = hunyuan() ? U(m_.dense_ffn) : ffn * m_.shared_experts;
+      if (dense_at_front()) Vector(blk + "exp_probs_b.bias", m_.experts, 0.0f, 0.3f);
       if (shared > 0) {
         Linear(blk + "ffn_gate_shexp.weight", {dim, shared});
         Linear(blk + "ffn_up_shexp.weight", {dim, shared});

@@ -71,6 +71,26 @@ TEST_F(InspectTest, JsonCarriesTheSameNumbers) {
   EXPECT_FALSE(json.contains("error"));
 }
 
+TEST_F(InspectTest, LayersWithAWindow) {
+  TinyModel m;
+  m.architecture = "cohere2";
+  m.layers = 4;
+  m.window = 16;
+  GgufWriter every_third = TinyModelGguf(m);
+  every_third.U32("cohere2.attention.sliding_window_pattern", 3);
+  const Checkpoint& c = Open(every_third);
+  EXPECT_THAT(InspectText(c), HasSubstr("sliding window 16 in all but every 3rd layer"));
+  const auto json = nlohmann::json::parse(InspectJson(c))["model"];
+  EXPECT_EQ(json["window_layers"], (std::vector<int>{0, 1, 3}));
+  EXPECT_EQ(json["window_chunked"], false);
+  EXPECT_EQ(json["norm"], "layer");
+  EXPECT_EQ(json["parallel_ffn"], true);
+
+  GgufWriter listed = TinyModelGguf(m);
+  listed.I32s("cohere2.attention.sliding_window_pattern", {0, 1, 1, 0});
+  EXPECT_THAT(InspectText(Open(listed)), HasSubstr("sliding window 16 in 2 of the layers"));
+}
+
 TEST_F(InspectTest, HostileNamesAreSafe) {
   GgufWriter w;
   w.String("general.architecture", "\x1b[2J\xff");

@@ -152,7 +152,8 @@ class LoaderTest : public ::testing::Test {
       const std::string unused = "blk." + std::to_string(config->layers) + ".";
       if (name == kRopeFactorsName || name.starts_with(unused)) continue;
       const bool twice = config->tied_embeddings && request.pp > 1 && name == "token_embd.weight";
-      const int most = Replicated(name) ? request.tp : (twice ? 2 : 1);
+      const bool shared = config->parallel_ffn && name.ends_with("attn_norm.weight");  // two units
+      const int most = (Replicated(name) ? request.tp : (twice ? 2 : 1)) * (shared ? 2 : 1);
       for (const int held : w.held) {
         ASSERT_GE(held, twice ? 2 : 1) << name;
         ASSERT_LE(held, most) << name;
@@ -186,7 +187,8 @@ INSTANTIATE_TEST_SUITE_P(AllTypes, LoaderTypeTest, ::testing::Range(0, kNumDType
                          });
 
 TEST_F(LoaderTest, EveryArchitectureAndStage) {
-  for (const char* architecture : {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss", "glm4moe"}) {
+  for (const char* architecture : {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss", "glm4moe",
+                                   "command-r", "cohere2", "minimax-m2", "llama4"}) {
     TinyModel m;
     m.architecture = architecture;
     m.layers = 3;
@@ -194,8 +196,13 @@ TEST_F(LoaderTest, EveryArchitectureAndStage) {
     m.head_dim = 16;
     m.ffn = 160;
     m.vocab = 50;
-    m.experts = m.architecture.starts_with("qwen3m") || m.architecture.starts_with("g") ? 3 : 0;
-    if (m.experts > 0) m.window = 16;
+    m.experts = m.architecture.starts_with("qwen3m") || m.architecture.starts_with("g") ||
+                        m.architecture == "minimax-m2" || m.architecture == "llama4"
+                    ? 3
+                    : 0;
+    if (m.experts > 0 || m.architecture == "cohere2") m.window = 16;
+    m.head_norms = m.architecture == "command-r";
+    if (m.architecture == "llama4") m.experts_used = 1;
     m.rope_factors = m.attention_biases = m.architecture == "llama";
     m.type = DType::kQ5_0;
     const auto c = Write(m);

@@ -1,6 +1,7 @@
 // What ReadModelConfig makes of metadata and tensors, and what it refuses.
 #include "shard/model_config.h"
 
+#include <cmath>
 #include <functional>
 
 #include "gmock/gmock.h"
@@ -43,12 +44,15 @@ void ExpectRefused(const GgufWriter& w, absl::StatusCode code, const std::string
 }
 
 TEST(ModelConfig, EveryArchitecture) {
-  for (const char* name : {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss", "glm4moe"}) {
+  for (const char* name : {"llama", "qwen2", "qwen3", "qwen3moe", "gpt-oss", "glm4moe", "command-r",
+                           "cohere2", "minimax-m2"}) {
     TinyModel m = Small(name);
     const bool gpt_oss = m.architecture == "gpt-oss";
     const bool glm = m.architecture == "glm4moe";
-    if (m.architecture == "qwen3moe" || gpt_oss || glm) m.experts = 4;
-    if (gpt_oss) m.window = 16;
+    const bool minimax = m.architecture == "minimax-m2";
+    if (m.architecture == "qwen3moe" || gpt_oss || glm || minimax) m.experts = 4;
+    const bool cohere = m.architecture == "command-r" || m.architecture == "cohere2";
+    if (gpt_oss || m.architecture == "cohere2") m.window = 16;
     const auto c = ConfigOf(TinyModelGguf(m));
     ASSERT_TRUE(c.ok()) << name << ": " << c.status();
     EXPECT_EQ(c->architecture, name);
@@ -60,15 +64,18 @@ TEST(ModelConfig, EveryArchitecture) {
     EXPECT_EQ(c->ffn, 96);
     EXPECT_EQ(c->vocab, 48);
     EXPECT_EQ(c->context, 256);
-    EXPECT_EQ(c->rotary_dim, glm ? 16 : 32);
-    EXPECT_EQ(c->rope_neox, m.architecture != "llama");
+    EXPECT_EQ(c->rotary_dim, glm || minimax ? 16 : 32);
+    EXPECT_EQ(c->rope_neox, m.architecture != "llama" && !cohere);
     EXPECT_EQ(c->experts, m.experts);
     EXPECT_EQ(c->experts_used, m.experts > 0 ? 2 : 0);
     EXPECT_FLOAT_EQ(c->norm_eps, 1e-5f);
-    EXPECT_FALSE(c->tied_embeddings);
+    EXPECT_EQ(c->tied_embeddings, cohere);
+    EXPECT_EQ(c->parallel_ffn, cohere);
+    EXPECT_EQ(c->norm, cohere ? NormKind::kLayer : NormKind::kRms);
+    EXPECT_FLOAT_EQ(c->logit_scale, cohere ? 0.25f : 1);
     EXPECT_EQ(c->window, m.window);
     EXPECT_EQ(c->window_of(0), m.window);
-    EXPECT_EQ(c->window_of(1), 0);
+    EXPECT_EQ(c->window_of(1), gpt_oss ? 0 : m.window);
     EXPECT_EQ(c->activation, gpt_oss ? Activation::kClampedSwiGlu : Activation::kSwiGlu);
     EXPECT_EQ(c->rope_scaling.kind, RopeScaling::Kind::kNone);
     EXPECT_TRUE(c->rope_factors.empty());
@@ -133,7 +140,14 @@ TEST(ModelConfig, DenseLayersSharedExpertsAndDrafts) {
   m.draft_layers = 0;
   GgufWriter w = TinyModelGguf(m);
   w.U32("glm4moe.expert_group_count", 4);
-  ExpectRefused(w, absl::StatusCode::kUnimplemented, "experts in 4 groups are not known");
+  ExpectRefused(w, absl::StatusCode::kInvalidArgument,
+                "expert_group_count is 4 for 4 experts, expected equal groups of 2 or more");
+  w = TinyModelGguf(m);
+  w.I32s("glm4moe.rope.dimension_sections", {0, 0, 0, 0});
+  EXPECT_TRUE(ConfigOf(w).ok());
+  w = TinyModelGguf(m);
+  w.I32s("glm4moe.rope.dimension_sections", {8, 12, 12, 0});
+  ExpectRefused(w, absl::StatusCode::kUnimplemented, "(rope.dimension_sections) are not known");
   m.architecture = "gpt-oss";
   m.window = 16;
   w = TinyModelGguf(m);
@@ -171,6 +185,240 @@ TEST(ModelConfig, WindowsOfSomeLayers) {
   EXPECT_EQ(c->window_of(4), 16);
   EXPECT_EQ(c->window_of(5), 0);
   EXPECT_EQ(c->window_of(3), 16);
+}
+
+TEST(ModelConfig, WindowsLayerByLayer) {
+  TinyModel m = Small("cohere2");
+  m.layers = 5;
+  m.window = 16;
+  const auto c = ConfigOf(TinyModelGguf(m));
+  ASSERT_TRUE(c.ok()) << c.status();
+  for (int layer = 0; layer < 5; ++layer) {
+    EXPECT_EQ(c->window_of(layer), layer == 3 ? 0 : 16);
+    EXPECT_EQ(c->rotates(layer), layer != 3);
+  }
+  constexpr const char* kKey = "cohere2.attention.sliding_window_pattern";
+  GgufWriter listed = TinyModelGguf(m);
+  listed.Array(kKey, 7, 5, std::string("\1\0\0\1\1", 5));  // booleans
+  GgufWriter numbers = TinyModelGguf(m);
+  numbers.I32s(kKey, {1, 0, 0, 1, 1});
+  for (const GgufWriter* w : {&listed, &numbers}) {
+    const auto each = ConfigOf(*w);
+    ASSERT_TRUE(each.ok()) << each.status();
+    for (int layer = 0; layer < 5; ++layer) {
+      const bool full = layer == 1 || layer == 2;
+      EXPECT_EQ(each->window_of(layer), full ? 0 : 16) << layer;
+      EXPECT_EQ(each->rotates(layer), !full) << layer;
+    }
+  }
+  GgufWriter w = TinyModelGguf(m);
+  w.I32s(kKey, {1, 0, 0, 1});
+  ExpectRefused(w, absl::StatusCode::kInvalidArgument, "has 4 entries for 5 layers");
+  w = TinyModelGguf(m);
+  w.I32s(kKey, {});
+  ExpectRefused(w, absl::StatusCode::kInvalidArgument, "is an empty array");
+  m = Small("llama");
+  m.window = 16;
+  w = TinyModelGguf(m);
+  w.I32s("llama.attention.sliding_window_pattern", {1, 0});
+  ExpectRefused(w, absl::StatusCode::kUnimplemented,
+                "llama with windows in some layers only is not known");
+}
+
+TEST(ModelConfig, NormsOfWholeRows) {
+  TinyModel m = Small("minimax-m2");
+  m.experts = 4;
+  GgufWriter w = TinyModelGguf(m);
+  w.F32("minimax-m2.expert_weights_scale", 2.5f);
+  const auto c = ConfigOf(w);
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->qk_norm, QkNorm::kRowRms);
+  EXPECT_EQ(c->rotary_dim, 16);
+  EXPECT_TRUE(c->sigmoid_router);
+  EXPECT_TRUE(c->renormalize_experts);
+  EXPECT_FLOAT_EQ(c->expert_scale, 2.5f);
+  for (const char* name : {"blk.0.attn_q_norm.weight", "blk.1.exp_probs_b.bias"}) {
+    w = TinyModelGguf(m);
+    std::erase_if(w.entries, [&](const GgufWriter::Entry& e) { return e.name == name; });
+    ExpectRefused(w, absl::StatusCode::kInvalidArgument,
+                  "tensor '" + std::string(name) + "' is missing");
+  }
+}
+
+TEST(ModelConfig, ChunksTemperatureAndExpertsInSomeLayers) {
+  TinyModel m = Small("llama4");
+  m.layers = 6;
+  m.experts = 4;
+  m.experts_used = 1;
+  const GgufWriter good = TinyModelGguf(m);
+  auto c = ConfigOf(good);
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_FALSE(c->rope_neox);
+  EXPECT_TRUE(c->chunked);
+  EXPECT_TRUE(c->weigh_expert_input);
+  EXPECT_TRUE(c->sigmoid_router);
+  EXPECT_FALSE(c->renormalize_experts);
+  EXPECT_EQ(c->qk_norm, QkNorm::kPlain);
+  EXPECT_EQ(c->window_of(0), 8192);
+  EXPECT_EQ(c->window_of(3), 0);
+  EXPECT_TRUE(c->rotates(2));
+  EXPECT_FALSE(c->rotates(3));
+  EXPECT_EQ(c->seen_of(0, 1, 100000), 4096);
+  EXPECT_EQ(c->seen_of(0, 1, 100), 100);
+  EXPECT_EQ(c->temperature_length, 20);
+  EXPECT_FLOAT_EQ(c->temperature_scale, 0.1f);
+  EXPECT_EQ(c->shared_ffn, 96);
+  for (int layer = 0; layer < 6; ++layer) {
+    EXPECT_EQ(c->has_experts(layer), layer % 2 == 1);
+    EXPECT_EQ(c->ffn_of(layer), layer % 2 == 1 ? 96 : 256);
+  }
+  GgufWriter w = good;
+  w.U32("llama4.attention.sliding_window", 0);
+  ExpectRefused(w, absl::StatusCode::kUnimplemented, "without chunks of attention");
+  m.moe_step = 1;
+  m.experts = 128;
+  m.ffn = 32;
+  c = ConfigOf(TinyModelGguf(m));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->qk_norm, QkNorm::kHeadRms);
+  EXPECT_EQ(c->dense_ffn, 0);
+  m.experts_used = 2;
+  ExpectRefused(TinyModelGguf(m), absl::StatusCode::kUnimplemented,
+                "llama4 with 2 experts for a token is not known");
+}
+
+TEST(ModelConfig, TemperatureInAllLayersAndYarnsMultiplier) {
+  TinyModel m = Small("mistral3");
+  m.rope_scaling = "yarn";
+  auto c = ConfigOf(TinyModelGguf(m));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->temperature_length, 20);
+  EXPECT_EQ(c->temperature_offset, 0);
+  EXPECT_TRUE(c->has_temperature(0));
+  EXPECT_TRUE(c->rotates(0));
+  EXPECT_FLOAT_EQ(c->rope_scaling.attn_factor, static_cast<float>(1 / (1 + 0.05 * std::log(4.0))));
+  m.temperature_scale = 0;
+  c = ConfigOf(TinyModelGguf(m));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_FALSE(c->has_temperature(0));
+  m.temperature_scale = -1;
+  ExpectRefused(TinyModelGguf(m), absl::StatusCode::kInvalidArgument,
+                "is -1, expected no negative number");
+  m.temperature_scale = 0.1f;
+  m.rope_scaling = "";
+  ExpectRefused(TinyModelGguf(m), absl::StatusCode::kInvalidArgument,
+                "temperature_scale needs rope.scaling.original_context_length");
+}
+
+TEST(ModelConfig, ExpertsOfDotsAndHunyuan) {
+  TinyModel m = Small("dots1");
+  m.experts = 4;
+  m.kv_heads = m.heads;
+  GgufWriter w = TinyModelGguf(m);
+  std::erase_if(w.entries,
+                [](const GgufWriter::Entry& e) { return e.name == "blk.1.exp_probs_b.bias"; });
+  auto c = ConfigOf(w);
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_TRUE(c->sigmoid_router);
+  EXPECT_FALSE(c->has_experts(0));
+  EXPECT_EQ(c->ffn_of(0), 256);
+  EXPECT_EQ(c->shared_ffn, 96);
+  m.architecture = "hunyuan-moe";
+  c = ConfigOf(TinyModelGguf(m));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->qk_norm, QkNorm::kHeadRmsBehind);
+  EXPECT_EQ(c->shared_ffn, 256);
+  EXPECT_TRUE(c->renormalize_experts);
+  EXPECT_FALSE(c->sigmoid_router);
+}
+
+TEST(ModelConfig, ExpertsInGroups) {
+  TinyModel m = Small("bailingmoe2");
+  m.experts = 8;
+  m.experts_used = 3;
+  m.expert_groups = 4;
+  m.expert_groups_used = 2;
+  auto c = ConfigOf(TinyModelGguf(m));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->expert_groups, 4);
+  EXPECT_EQ(c->expert_groups_used, 2);
+  EXPECT_EQ(c->unused_layers, 1);
+  EXPECT_EQ(c->shared_ffn, m.ffn);
+  EXPECT_EQ(c->rotary_dim, m.head_dim / 2);
+  m.expert_groups_used = 1;  // two experts for three
+  ExpectRefused(TinyModelGguf(m), absl::StatusCode::kInvalidArgument,
+                "expert_group_used_count' is 1, expected an integer from 2 to 4");
+  m.expert_groups = 3;
+  ExpectRefused(TinyModelGguf(m), absl::StatusCode::kInvalidArgument,
+                "expert_group_count is 3 for 8 experts");
+}
+
+TEST(ModelConfig, GemmaHasTwoRotations) {
+  TinyModel m = Small("gemma3");
+  m.layers = 7;
+  m.window = 24;
+  m.rope_scaling = "linear";
+  auto c = ConfigOf(TinyModelGguf(m));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->activation, Activation::kGeGlu);
+  EXPECT_EQ(c->window_of(4), 24);
+  EXPECT_EQ(c->window_of(5), 0);
+  EXPECT_EQ(c->rope_base, 50000);
+  EXPECT_EQ(c->window_rope_base, 10000);
+  EXPECT_EQ(c->embedding_scale, std::sqrt(static_cast<float>(m.dim)));
+  EXPECT_EQ(c->score_dim(), m.head_dim);
+  m.layers = 62;
+  m.window = 0;
+  GgufWriter w = TinyModelGguf(m);
+  w.F32("gemma3.rope.freq_base_swa", 20000);
+  c = ConfigOf(w);
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->score_dim(), m.dim / m.heads);
+  EXPECT_EQ(c->window_of(0), 0);
+  EXPECT_EQ(c->window_rope_base, 0);
+  w.F32("gemma3.final_logit_softcapping", 30);
+  ExpectRefused(w, absl::StatusCode::kUnimplemented, "capped logits");
+}
+
+TEST(ModelConfig, GateAndUpInOneTensor) {
+  TinyModel m = Small("glm4");
+  GgufWriter w = TinyModelGguf(m);
+  const auto c = ConfigOf(w);
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->rotary_dim, m.head_dim / 2);
+  for (GgufWriter::Entry& e : w.entries) {
+    if (e.name == "blk.1.ffn_up.weight") e.dims[1] -= 32;
+  }
+  ExpectRefused(w, absl::StatusCode::kInvalidArgument,
+                "tensor 'blk.1.ffn_up.weight' has the shape");
+}
+
+TEST(ModelConfig, TextHasOnePositionOnAllAxes) {
+  for (const char* architecture : {"qwen3vl", "qwen3vlmoe"}) {
+    TinyModel m = Small(architecture);
+    m.experts = m.architecture == "qwen3vlmoe" ? 4 : 0;
+    const auto c = ConfigOf(TinyModelGguf(m));
+    ASSERT_TRUE(c.ok()) << c.status();
+    EXPECT_TRUE(c->rope_neox);
+  }
+}
+
+TEST(ModelConfig, NormsOfEachHead) {
+  TinyModel m = Small("command-r");
+  m.head_norms = true;
+  const auto c = ConfigOf(TinyModelGguf(m));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->qk_norm, QkNorm::kHeadLayer);
+  GgufWriter w = TinyModelGguf(m);
+  for (GgufWriter::Entry& e : w.entries) {
+    if (e.name == "blk.1.attn_k_norm.weight") e.dims = {32};
+  }
+  ExpectRefused(w, absl::StatusCode::kInvalidArgument,
+                "'blk.1.attn_k_norm.weight' has the shape [32], the metadata says [32, 2]");
+  m.head_norms = false;
+  m.layers = 64;  // Command R+
+  ExpectRefused(TinyModelGguf(m), absl::StatusCode::kInvalidArgument,
+                "tensor 'blk.0.attn_q_norm.weight' is missing");
 }
 
 TEST(ModelConfig, RopeScaling) {
@@ -300,6 +548,7 @@ TEST(ModelConfigBadInput, NumbersOutOfRange) {
   refused("attention.head_count_kv", 0, "head_count_kv");
   refused("attention.head_count_kv", 4, "attn_k.weight");
   refused("attention.key_length", 31, "even");
+  refused("attention.key_length", 514, "from 2 to 512");
   refused("attention.value_length", 0, "value_length");
   refused("rope.dimension_count", 34, "rope.dimension_count");
   refused("rope.dimension_count", 3, "even");

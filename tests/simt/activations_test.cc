@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/linear_kernels.h"
 #include "kernels/cuda/linear_ops.h"
 #include "simt/runner.h"
@@ -23,6 +24,7 @@ std::vector<float> Gaussian(int64_t n, uint32_t seed) {
 struct Case {
   InputRows::Kind kind;
   int rows, cols;
+  Activation activation = Activation::kSwiGlu;
 };
 
 // The rows as the CPU's scalar functions make them, before the conversion.
@@ -35,11 +37,13 @@ std::vector<float> Expected(const Case& c, const InputRows& in) {
     float* row = &out[int64_t{r} * c.cols];
     if (c.kind == InputRows::Kind::kRmsNorm) {
       const float mean = cpu.sum_squares(x, c.cols) / static_cast<float>(c.cols);
-      cpu.scale(x, in.weight, 1 / std::sqrt(mean + in.eps), c.cols, row);
-    } else if (c.kind == InputRows::Kind::kSwiGlu) {
-      cpu.swiglu(x, in.up + source, c.cols, row);
-    } else if (c.kind == InputRows::Kind::kClampedSwiGlu) {
-      cpu.clamped_swiglu(x, in.up + source, c.cols, row);
+      cpu.scale(x, in.weight, in.scale / std::sqrt(mean + in.eps), c.cols, row);
+    } else if (c.kind == InputRows::Kind::kLayerNorm) {
+      const Moments m = MomentsOf(x, c.cols);
+      Normalize(x, in.weight, m.mean,
+                in.scale / std::sqrt(m.squares / static_cast<float>(c.cols) + in.eps), c.cols, row);
+    } else if (c.kind == InputRows::Kind::kGated) {
+      cpu.gated[static_cast<int>(c.activation)](x, in.up + source, c.cols, row);
     } else {
       std::copy(x, x + c.cols, row);
     }
@@ -54,7 +58,8 @@ void CheckInt8(const Case& c) {
   auto x = Gaussian(c.rows * stride, 1);
   const auto up = Gaussian(c.rows * stride, 2), weight = Gaussian(c.cols, 3);
   for (int i = 0; i < 32; ++i) x[i] = 0;
-  const InputRows in{c.kind, x.data(), up.data(), weight.data(), stride, 1e-5f, c.rows, c.cols};
+  const InputRows in{c.kind, x.data(), up.data(), weight.data(), stride,      1e-5f,
+                     c.rows, c.cols,   0.75f,     nullptr,       c.activation};
   const int64_t blocks = c.cols / 32;
   std::vector<int8_t> q(blocks * row_stride * 32, 99);
   std::vector<float> scale(blocks * row_stride, NAN), sums(blocks * row_stride * 2, NAN);
@@ -90,10 +95,13 @@ TEST(Activations, Int8) {
   for (int seed = 0; seed < 3; ++seed) {
     simt::SetSeed(seed);
     for (const auto kind : {InputRows::Kind::kPlain, InputRows::Kind::kRmsNorm,
-                            InputRows::Kind::kSwiGlu, InputRows::Kind::kClampedSwiGlu}) {
-      for (const Case& c :
-           {Case{kind, 1, 32}, Case{kind, 3, 160}, Case{kind, 2, 1056}, Case{kind, 9, 2048}}) {
-        CheckInt8(c);
+                            InputRows::Kind::kLayerNorm, InputRows::Kind::kGated}) {
+      for (int a = 0; a < (kind == InputRows::Kind::kGated ? kNumActivations : 1); ++a) {
+        const auto activation = static_cast<Activation>(a);
+        for (const Case& c : {Case{kind, 1, 32, activation}, Case{kind, 3, 160, activation},
+                              Case{kind, 2, 1056, activation}, Case{kind, 9, 2048, activation}}) {
+          CheckInt8(c);
+        }
       }
     }
   }

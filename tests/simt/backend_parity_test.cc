@@ -4,183 +4,15 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
-#include <map>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
-#include "cuda_runtime.h"
-#include "kernels/cuda/backend.h"
-#include "parallel/engine.h"
-#include "shard/device_store.h"
-#include "tests/shard/gguf_writer.h"
-#include "tests/shard/temp_dir.h"
+#include "tests/simt/parity_fixture.h"
 
 namespace shoal {
 namespace {
-
-struct Answer {
-  std::vector<std::vector<float>> logits;
-  std::vector<int32_t> greedy;
-  int64_t streamed = 0;
-  int64_t recorded = 0, replayed = 0;  // steps of rank 0's device
-};
-
-// The engine's device is left in *made, which may be null.
-absl::StatusOr<std::unique_ptr<Backend>> MakeGpu(const cuda::CudaBackend** made) {
-  absl::StatusOr<std::unique_ptr<cuda::CudaBackend>> gpu = cuda::CudaBackend::Create(0);
-  if (!gpu.ok()) return gpu.status();
-  if (made != nullptr) *made = gpu->get();
-  return *std::move(gpu);
-}
-absl::StatusOr<std::unique_ptr<Backend>> MakeGpu() { return MakeGpu(nullptr); }
-
-struct Arrangement {
-  std::string devices = "g";  // of each rank: g(pu) or c(pu)
-  int tp = 1;
-  bool stream = false;  // as little device memory as can be
-  std::vector<int> stage_layers = {};
-};
-
-SamplingParams Greedy() {
-  SamplingParams p;
-  p.temperature = 0;
-  return p;
-}
-
-class SimtParity : public testing::Test {
- protected:
-  void Make(const TinyModel& m) {
-    TinyModelGguf(m).WriteTo(temp_.File("m.gguf"));
-    checkpoint_ = *OpenCheckpoint(temp_.File("m.gguf"));
-    config_ = *ReadModelConfig(*checkpoint_);
-  }
-
-  std::vector<int32_t> Text(int n) const {
-    std::vector<int32_t> t;
-    for (int i = 0; i < n; ++i) t.push_back((i * 37 + 11) % config_.vocab);
-    return t;
-  }
-
-  void Ask(Engine& engine, Answer& a) const {
-    for (const auto& [prompt, tokens] : more_) {
-      SequenceRequest r;
-      r.tokens = Text(prompt);
-      r.max_tokens = tokens;
-      r.sampling = sampling_;
-      ASSERT_TRUE(engine.Submit(r).ok());
-    }
-    SequenceRequest r;
-    r.tokens = Text(21);
-    r.max_tokens = 5;
-    r.sampling = sampling_;
-    auto id = engine.Submit(r);
-    ASSERT_TRUE(id.ok()) << id.status();
-    r.tokens = Text(3);
-    ASSERT_TRUE(engine.Submit(r).ok());  // batches mix prefill and decode
-    std::map<uint64_t, std::vector<int32_t>> tokens;
-    while (!engine.idle()) {
-      auto events = engine.Step();
-      ASSERT_TRUE(events.ok()) << events.status();
-      for (const TokenEvent& e : *events) {
-        if (e.has_token && (e.id == *id || !more_.empty())) tokens[e.id].push_back(e.token);
-      }
-    }
-    for (const auto& [of, text] : tokens) a.greedy.insert(a.greedy.end(), text.begin(), text.end());
-    auto scores = engine.ScoreText(Text(36), 1, /*want_logits=*/true);
-    ASSERT_TRUE(scores.ok()) << scores.status();
-    for (auto& s : *scores) a.logits.push_back(std::move(s.logits));
-  }
-
-  Answer Do(const Arrangement& setup, KvType kv = KvType::kF16) {
-    const int world = static_cast<int>(setup.devices.size());
-    EngineOptions options;
-    options.shard = {setup.tp, world / setup.tp, {}, setup.stage_layers};
-    options.kv_type = kv;
-    options.sequences = 2 + static_cast<int>(more_.size());
-    options.context = context_;
-    options.rows = 24;
-    options.cpu.threads = 1;
-    options.cpu.pin = false;
-    options = *ResolveOptions(config_, options);
-    auto worlds = MakeInProcessCommunicators(world);
-    Answer answer;
-    const auto rank_main = [&](int r) {
-      EngineOptions mine = options;
-      const cuda::CudaBackend* gpu = nullptr;
-      if (setup.devices[r] == 'g') mine.make_backend = [&gpu] { return MakeGpu(&gpu); };
-      if (setup.stream) mine.device_memory = LeastMemory(mine);
-      auto rank = Rank::Create(*worlds[r], *checkpoint_, config_, mine, nullptr);
-      if (!rank.ok()) worlds[r]->Abort(rank.status());  // the others would wait for it
-      ASSERT_TRUE(rank.ok()) << rank.status();
-      if (r != 0) {
-        const absl::Status s = (*rank)->RunWorker();
-        EXPECT_TRUE(s.ok()) << s;
-        return;
-      }
-      answer.streamed = (*rank)->memory().streamed;
-      Engine engine(*std::move(rank), options);
-      Ask(engine, answer);
-      if (gpu == nullptr) return;
-      answer.recorded = gpu->graphs().recorded();
-      answer.replayed = gpu->graphs().replayed();
-    };
-    std::vector<std::thread> threads;
-    for (int r = 1; r < world; ++r) threads.emplace_back(rank_main, r);
-    rank_main(0);
-    for (auto& t : threads) t.join();
-    return answer;
-  }
-
-  int64_t LeastMemory(const EngineOptions& options) const {
-    const ShardPlan plan = *MakeShardPlan(config_, *checkpoint_, options.shard);
-    const auto gpu = *MakeGpu();
-    const RankMemory m = *Rank::MemoryNeeded(*checkpoint_, config_, options, plan.ranks[0], *gpu);
-    const WeightLayout layout = *MakeWeightLayout(*checkpoint_, config_, plan.ranks[0]);
-    return m.kv + m.workspace + LeastDeviceBytes(layout, config_, options.rows);
-  }
-
-  static double Nmse(const Answer& a, const Answer& b) {
-    EXPECT_EQ(a.logits.size(), b.logits.size());
-    double diff = 0, norm = 0;
-    for (size_t i = 0; i < a.logits.size() && i < b.logits.size(); ++i) {
-      for (size_t j = 0; j < a.logits[i].size(); ++j) {
-        diff += std::pow(static_cast<double>(a.logits[i][j]) - b.logits[i][j], 2);
-        norm += std::pow(static_cast<double>(a.logits[i][j]), 2);
-      }
-    }
-    return diff / norm;
-  }
-
-  TempDir temp_;
-  std::unique_ptr<Checkpoint> checkpoint_;
-  ModelConfig config_;
-  SamplingParams sampling_ = Greedy();
-  int context_ = 64;
-  std::vector<std::pair<int, int>> more_;  // sequences beside the two: prompt, tokens
-};
-
-// Sets a variable of the environment for a scope.
-class ScopedEnv {
- public:
-  ScopedEnv(const char* name, const char* value) : name_(name) { setenv(name, value, 1); }
-  ~ScopedEnv() { unsetenv(name_); }
-  ScopedEnv(const ScopedEnv&) = delete;
-  ScopedEnv& operator=(const ScopedEnv&) = delete;
-
- private:
-  const char* name_;
-};
-
-TinyModel Model(DType type) {
-  TinyModel m;
-  m.layers = 2;
-  m.type = type;
-  return m;
-}
 
 // int8 activations round to a neighbour where sums differ in their last bits; f16 tiles round each
 // product of a prompt to 11 bits.
@@ -207,14 +39,7 @@ TEST_F(SimtParity, ReplayedStepsGiveTheSameBits) {
     TinyModel m = Model(t);
     m.context = context_;
     Make(m);
-    const Answer replayed = Do({"g"});
-    EXPECT_GT(replayed.recorded, 2);
-    EXPECT_GT(replayed.replayed, 15);
-    const ScopedEnv off("SHOAL_CUDA_GRAPHS", "0");
-    const Answer plain = Do({"g"});
-    EXPECT_EQ(plain.replayed, 0);
-    EXPECT_EQ(replayed.greedy, plain.greedy);
-    EXPECT_EQ(replayed.logits, plain.logits);
+    ExpectSameReplayed({"g"}, "SHOAL_CUDA_GRAPHS", /*recorded=*/2, /*replayed=*/15);
   }
 }
 
@@ -229,10 +54,35 @@ TEST_F(SimtParity, WhatCannotBeReplayedIsNot) {
     EXPECT_EQ(split.greedy, cpu.greedy);
     EXPECT_EQ(split.replayed > 0, replays) << setup.tp;
   }
-  m.experts = 4;
+}
+
+TEST_F(SimtParity, ReplayedStepsOfExpertsGiveTheSameBits) {
+  more_ = {{9, 8}};  // steps of 1 to 3 rows: one of 4 is idle
+  for (const auto& [architecture, type] : {std::pair{"qwen3moe", DType::kQ4_0},
+                                           {"gpt-oss", DType::kMXFP4},
+                                           {"glm4moe", DType::kF32}}) {
+    SCOPED_TRACE(architecture);
+    TinyModel m = Model(DType::kF32);
+    m.type_of = [t = type](const std::string& name) {
+      return name.find("_exps") != std::string::npos ? t : DType::kF32;
+    };
+    m.architecture = architecture;
+    m.experts = 4;
+    m.ffn = 128;
+    m.window = 24;
+    Make(m);
+    ExpectSameReplayed({"g"}, "SHOAL_CUDA_GRAPHS", /*recorded=*/1, /*replayed=*/3);
+  }
+}
+
+TEST_F(SimtParity, StepsWithStreamedExpertsAreNotReplayed) {
+  TinyModel m = Model(DType::kQ8_0);
   m.architecture = "qwen3moe";
+  m.dim = 256;
+  m.ffn = 2048;
+  m.experts = 4;
   Make(m);
-  EXPECT_EQ(Do({"g"}).replayed, 0);
+  EXPECT_EQ(Do({"g", 1, true}).replayed, 0);
 }
 
 TEST_F(SimtParity, TwoRanksOnOneDeviceAndADeviceBesideACpu) {
@@ -273,10 +123,7 @@ TEST_F(SimtParity, MixtureOfExperts) {
     SCOPED_TRACE(Info(type).name);
     m.type = type;
     Make(m);
-    const Answer cpu = Do({"c"}), gpu = Do({"g"}), split = Do({"gg", 2});
-    EXPECT_EQ(gpu.greedy, cpu.greedy);
-    EXPECT_LT(Nmse(cpu, gpu), bound);
-    EXPECT_LT(Nmse(cpu, split), bound);
+    ExpectDevicesAgree(bound);
   }
 }
 
@@ -292,10 +139,7 @@ TEST_F(SimtParity, GptOss) {
       return name.find("_exps") != std::string::npos ? type : DType::kF32;
     };
     Make(m);
-    const Answer cpu = Do({"c"}), gpu = Do({"g"}), split = Do({"gg", 2});
-    EXPECT_EQ(gpu.greedy, cpu.greedy);
-    EXPECT_LT(Nmse(cpu, gpu), bound);
-    EXPECT_LT(Nmse(cpu, split), bound);
+    ExpectDevicesAgree(bound);
   }
 }
 
@@ -305,10 +149,97 @@ TEST_F(SimtParity, SigmoidRouterAndSharedExpert) {
   m.experts = 4;
   m.ffn = 128;
   Make(m);
-  const Answer cpu = Do({"c"}), gpu = Do({"g"}), split = Do({"gg", 2});
+  ExpectDevicesAgree(kFloat);
+}
+
+TEST_F(SimtParity, NormsOfWholeRows) {
+  TinyModel m = Model(DType::kF32);
+  m.architecture = "minimax-m2";
+  m.experts = 4;
+  m.ffn = 128;
+  Make(m);
+  const Answer cpu = Do({"c"}), gpu = Do({"g"}), split = Do({"gg", 2}), mixed = Do({"gc", 2});
   EXPECT_EQ(gpu.greedy, cpu.greedy);
   EXPECT_LT(Nmse(cpu, gpu), kFloat);
   EXPECT_LT(Nmse(cpu, split), kFloat);
+  EXPECT_LT(Nmse(cpu, mixed), kFloat);
+}
+
+TEST_F(SimtParity, NormsBehindTheRotationAndTemperatures) {
+  TinyModel m = Model(DType::kF32);
+  m.architecture = "hunyuan-moe";
+  m.experts = 4;
+  m.ffn = 128;
+  Make(m);
+  Answer cpu = Do({"c"}), gpu = Do({"g"});
+  EXPECT_EQ(gpu.greedy, cpu.greedy);
+  EXPECT_LT(Nmse(cpu, gpu), kFloat);
+  m.experts = 0;
+  m.architecture = "mistral3";
+  m.rope_scaling = "yarn";
+  Make(m);
+  cpu = Do({"c"}), gpu = Do({"g"});
+  EXPECT_EQ(gpu.greedy, cpu.greedy);
+  EXPECT_LT(Nmse(cpu, gpu), kFloat);
+}
+
+TEST_F(SimtParity, ExpertsInGroups) {
+  TinyModel m = Model(DType::kF32);
+  m.architecture = "bailingmoe2";
+  m.experts = 8;
+  m.expert_groups = 4;
+  m.expert_groups_used = 2;
+  m.ffn = 128;
+  Make(m);
+  ExpectDevicesAgree(kFloat);
+}
+
+TEST_F(SimtParity, NormsBehindSums) {
+  TinyModel m = Model(DType::kF32);
+  for (const char* architecture : {"gemma3", "glm4"}) {
+    m.architecture = architecture;
+    m.layers = m.architecture == "gemma3" ? 6 : 2;
+    m.window = m.architecture == "gemma3" ? 24 : 0;
+    Make(m);
+    ExpectDevicesAgree(kFloat);
+  }
+}
+
+TEST_F(SimtParity, ChunksOfAttentionAndWeightedInputs) {
+  TinyModel m = Model(DType::kF32);
+  m.architecture = "llama4";
+  m.layers = 4;
+  m.experts = 4;
+  m.experts_used = 1;
+  m.ffn = 128;
+  m.window = 24;
+  for (const auto& [type, bound] : {std::pair{DType::kF32, kFloat}, {DType::kQ8_0, 2e-3}}) {
+    SCOPED_TRACE(Info(type).name);
+    m.type = type;
+    Make(m);
+    const Answer cpu = Do({"c"}), gpu = Do({"g"}), split = Do({"gg", 2});
+    EXPECT_EQ(gpu.greedy, cpu.greedy);
+    EXPECT_GT(gpu.replayed, 0);
+    EXPECT_LT(Nmse(cpu, gpu), bound);
+    EXPECT_LT(Nmse(cpu, split), bound);
+  }
+}
+
+TEST_F(SimtParity, AnFfnBesideAttention) {
+  TinyModel m = Model(DType::kF32);
+  m.head_norms = true;
+  for (const char* architecture : {"command-r", "cohere2"}) {
+    SCOPED_TRACE(architecture);
+    m.architecture = architecture;
+    m.layers = m.architecture == "cohere2" ? 4 : 2;
+    m.window = m.architecture == "cohere2" ? 24 : 0;
+    Make(m);
+    const Answer cpu = Do({"c"}), gpu = Do({"g"}), split = Do({"gg", 2});
+    EXPECT_EQ(gpu.greedy, cpu.greedy);
+    EXPECT_GT(gpu.replayed, 0);
+    EXPECT_LT(Nmse(cpu, gpu), kFloat);
+    EXPECT_LT(Nmse(cpu, split), kFloat);
+  }
 }
 
 TEST_F(SimtParity, DrawnTokensAreTheCpus) {

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <set>
 #include <vector>
 
 #include "../kernels/random_matrix.h"
@@ -25,25 +26,51 @@ class CudaRows : public testing::Test {
   std::unique_ptr<ThreadPool> pool_ = ThreadPool::Create({.threads = 1, .pin = false}).value();
 };
 
-TEST_F(CudaRows, RmsNorm) {
+TEST_F(CudaRows, Norm) {
   int seed = 0;
-  for (const int cols : {1, 31, 256, 1000, 4096}) {
-    simt::SetSeed(seed++);
-    constexpr int kRows = 3;
-    const int64_t stride = cols + 3, out_stride = cols + 1;
-    const auto x = Gaussian(kRows * stride, cols), weight = Gaussian(cols, 1);
-    std::vector<float> out(kRows * out_stride, NAN), expected = out;
-    RmsNorm(x.data(), stride, weight.data(), 1e-5f, kRows, cols, out.data(), out_stride, nullptr);
-    RmsNormRows(pool_.get(), x.data(), stride, weight.data(), 1e-5f, kRows, cols, expected.data(),
-                out_stride);
-    for (int64_t i = 0; i < kRows * out_stride; ++i) {
-      if (i % out_stride == cols) {
-        ASSERT_TRUE(std::isnan(out[i]));
-        continue;
+  for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
+    for (const int cols : {1, 31, 256, 1000, 4096}) {
+      simt::SetSeed(seed++);
+      constexpr int kRows = 3;
+      const int64_t stride = cols + 3, out_stride = cols + 1;
+      const auto x = Gaussian(kRows * stride, cols), weight = Gaussian(cols, 1);
+      std::vector<float> out(kRows * out_stride, NAN), expected = out;
+      LinearInput input = LinearInput::Norm(kind, x.data(), stride, weight.data(), 1e-5f);
+      input.scale = 0.75f;
+      const std::vector<float> row_scale = {0.5f, 1, 3};
+      input.row_scale = row_scale.data();
+      Norm(input, kRows, cols, out.data(), out_stride, nullptr);
+      NormRows(pool_.get(), input, kRows, cols, expected.data(), out_stride);
+      for (int64_t i = 0; i < kRows * out_stride; ++i) {
+        if (i % out_stride == cols) {
+          ASSERT_TRUE(std::isnan(out[i]));
+          continue;
+        }
+        // A sum of `cols` squares is good to that many roundings, its root to half of them; so is a
+        // mean, of values that are some deviations at most.
+        const float relative = (static_cast<float>(cols) + 8) * 0x1p-24f;
+        const float mean = kind == NormKind::kLayer ? std::fabs(weight[i % out_stride]) : 0;
+        ASSERT_NEAR(out[i], expected[i], relative * (std::fabs(expected[i]) + mean)) << i;
       }
-      // A sum of `cols` squares is good to that many roundings, its root to half of them.
-      const float relative = (static_cast<float>(cols) + 8) * 0x1p-24f;
-      ASSERT_NEAR(out[i], expected[i], relative * std::fabs(expected[i])) << i;
+    }
+  }
+}
+
+TEST_F(CudaRows, SumSquares) {
+  constexpr int kRows = 5, kStride = 2000;
+  const auto x = Gaussian(kRows * kStride, 1);
+  for (const auto& [split, end] : {std::pair{700, 1990}, {1, 1}, {33, 40}}) {
+    const ColumnRun runs[2] = {{0, split}, {split, end}};
+    std::vector<float> out(2 * kRows, NAN), expected = out;
+    SumSquares(x.data(), kStride, runs, kRows, out.data(), nullptr);
+    SumRowSquares(pool_.get(), x.data(), kStride, runs, kRows, expected.data());
+    for (int i = 0; i < 2 * kRows; ++i) {
+      double sum = 0;
+      for (int c = runs[i % 2].begin; c < runs[i % 2].end; ++c) {
+        sum += std::pow(double{x[i / 2 * kStride + c]}, 2);
+      }
+      ASSERT_NEAR(expected[i], sum, 2000 * 0x1p-24 * sum);
+      ASSERT_NEAR(out[i], sum, 2000 * 0x1p-24 * sum);
     }
   }
 }
@@ -67,10 +94,10 @@ TEST_F(CudaRows, EmbedReadsEveryType) {
       const int64_t cols = table.packed.shape.cols;
       const std::vector<int32_t> ids = {0, -1, 36, 15, 16, 31, -1};
       std::vector<float> out(ids.size() * cols, NAN);
-      Embed(table.packed, ids.data(), static_cast<int>(ids.size()), out.data(), nullptr);
+      Embed(table.packed, ids.data(), static_cast<int>(ids.size()), 3, out.data(), nullptr);
       for (size_t i = 0; i < ids.size(); ++i) {
         for (int64_t c = 0; c < cols; ++c) {
-          const float expected = ids[i] < 0 ? 0 : table.values[ids[i] * cols + c];
+          const float expected = ids[i] < 0 ? 0 : 3 * table.values[ids[i] * cols + c];
           // Where a scale and a minimum are added, the sum may be fused.
           ASSERT_NEAR(out[i * cols + c], expected, 1e-6f * std::fabs(expected) + 1e-6f)
               << Info(dtype).name << " row " << ids[i] << " column " << c;
@@ -95,11 +122,41 @@ TEST_F(CudaRows, RouteChoosesAsTheCpu) {
     if (i % 4 == 3) args.choice_bias = bias.data();
     std::vector<int32_t> ids(kRows * used), expected_ids(kRows * used);
     std::vector<float> weights(kRows * used), expected(kRows * used);
-    Route(args, kRows, ids.data(), weights.data(), nullptr);
+    Route(args, kRows, nullptr, ids.data(), weights.data(), nullptr);
     RouteRows(pool_.get(), args, kRows, expected_ids.data(), expected.data());
     ASSERT_EQ(ids, expected_ids);
     for (int j = 0; j < kRows * used; ++j) {
       ASSERT_NEAR(weights[j], expected[j], (experts + 8) * 0x1p-23f * expected[j]) << j;
+    }
+  }
+}
+
+TEST_F(CudaRows, RouteKeepsToTheBestGroups) {
+  std::mt19937 rng(4);
+  for (int i = 0; i < 12; ++i) {
+    simt::SetSeed(i);
+    constexpr int kRows = 11;
+    const int size = 2 + static_cast<int>(rng() % 9);
+    RouterArgs args;
+    args.sigmoid = true;
+    args.groups = i == 0 ? kMaxExpertGroups : 2 + static_cast<int>(rng() % 7);
+    args.groups_used = 1 + static_cast<int>(rng() % args.groups);
+    args.experts = args.groups * size;
+    args.used = 1 + static_cast<int>(rng() % std::min(args.groups_used * size, 10));
+    std::vector<float> logits = Gaussian(int64_t{kRows} * args.experts, i);
+    for (float& x : logits) x = std::round(x * 2) / 2;  // many ties
+    args.logits = logits.data();
+    const std::vector<float> bias = Gaussian(args.experts, 100 + i);
+    if (i % 2 == 1) args.choice_bias = bias.data();
+    std::vector<int32_t> ids(kRows * args.used), expected_ids(kRows * args.used);
+    std::vector<float> weights(kRows * args.used), expected(kRows * args.used);
+    Route(args, kRows, nullptr, ids.data(), weights.data(), nullptr);
+    RouteRows(pool_.get(), args, kRows, expected_ids.data(), expected.data());
+    ASSERT_EQ(ids, expected_ids);
+    for (int row = 0; row < kRows; ++row) {
+      std::set<int> groups;
+      for (int j = 0; j < args.used; ++j) groups.insert(ids[row * args.used + j] / size);
+      ASSERT_LE(groups.size(), args.groups_used);
     }
   }
 }
@@ -109,8 +166,21 @@ TEST_F(CudaRows, RouteGivesExpertsEvenWithoutNumbers) {
   const RouterArgs args{logits.data(), 9, 3, true, true, 1};
   std::vector<int32_t> ids(3, -1);
   std::vector<float> weights(3);
-  Route(args, 1, ids.data(), weights.data(), nullptr);
+  Route(args, 1, nullptr, ids.data(), weights.data(), nullptr);
   EXPECT_EQ(ids, (std::vector<int32_t>{0, 1, 2}));
+}
+
+TEST_F(CudaRows, RouteGivesRowsThatFillAStepNoExperts) {
+  const std::vector<float> logits = {1, 3, 2, 6, 5, 4};
+  const RouterArgs args{logits.data(), 3, 2, true, true, 1};
+  const std::vector<RowPlace> places = {{-1, 0}, {7, 0}};
+  std::vector<int32_t> ids(4, 9);
+  std::vector<float> weights(4, NAN);
+  Route(args, 2, places.data(), ids.data(), weights.data(), nullptr);
+  EXPECT_EQ(ids, (std::vector<int32_t>{-1, -1, 0, 1}));
+  EXPECT_EQ(weights[0], 0);
+  EXPECT_EQ(weights[1], 0);
+  EXPECT_FLOAT_EQ(weights[2] + weights[3], 1);
 }
 
 }  // namespace

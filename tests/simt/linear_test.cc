@@ -210,12 +210,14 @@ TEST(CudaLinear, OutputsOfOneInput) {
       v(DType::kQ6_K, 16, 512, 0, 3), f(DType::kF32, 5, 512, 0, 4), b(DType::kBF16, 20, 512, 0, 5);
   const DeviceMatrix* const sets[2][4] = {{&q, &k, &v, &f}, {&b, &k, &f, &q}};
   const auto weight = Gaussian(512, 8);
-  for (const auto kind : {LinearInput::Kind::kRmsNorm, LinearInput::Kind::kSwiGlu}) {
+  for (const auto kind : {LinearInput::Kind::kRmsNorm, LinearInput::Kind::kGated}) {
     for (const auto& set : sets) {
       const RowCount rows{3, 21};
       const auto x = Gaussian(24 * 512, 5), up = Gaussian(24 * 512, 6);
       LinearInput input = LinearInput::RmsNorm(x.data(), 512, weight.data(), 1e-5f);
-      if (kind == LinearInput::Kind::kSwiGlu) input = LinearInput::SwiGlu(x.data(), up.data(), 512);
+      if (kind == LinearInput::Kind::kGated) {
+        input = LinearInput::Gated(Activation::kSwiGlu, x.data(), up.data(), 512);
+      }
       std::vector<std::vector<float>> out(4);
       std::vector<LinearOutput> outputs;
       for (int i = 0; i < 4; ++i) {

@@ -20,6 +20,7 @@ struct Case {
   int rotary_dim;  // 0: no rotation
   bool neox;
   bool norm;
+  QkNorm kind = QkNorm::kHeadRms;
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
@@ -45,24 +46,31 @@ struct Problem {
     x = RandomFloats(kRows * stride, rng);
     x[2] = 1e6f;  // more than f16 holds
     for (int d = 0; d < c.head_dim; ++d) x[stride + kQHeads * c.head_dim + d] = 0;
-    q_norm = RandomFloats(c.head_dim, rng);
-    k_norm = RandomFloats(c.head_dim, rng);
+    q_norm = RandomFloats(kQHeads * c.head_dim, rng);
+    k_norm = RandomFloats(kKvHeads * c.head_dim, rng);
+    for (int i = 0; i < 2 * kRows; ++i) squares.push_back(100 + 3 * static_cast<float>(i));
+    for (int i = 0; i < kPositions; ++i) temperatures.push_back(1 + 0.01f * static_cast<float>(i));
   }
   QkvArgs Args(const Case& c, std::vector<float>& rows) const {
     return {.q = rows.data(),
             .k = rows.data() + kQHeads * c.head_dim,
             .v = rows.data() + (kQHeads + kKvHeads) * c.head_dim,
             .stride = stride,
+            .norm = c.kind,
             .q_norm = c.norm ? q_norm.data() : nullptr,
             .k_norm = c.norm ? k_norm.data() : nullptr,
             .eps = 1e-5f,
+            .squares = squares.data(),
+            .q_cols = 300,
+            .k_cols = 200,
+            .q_scale = c.kind == QkNorm::kPlain ? temperatures.data() : nullptr,
             .rope = c.rotary_dim > 0 ? &rope : nullptr};
   }
   int half;
   std::vector<float> cos, sin;
   RopeTable rope;
   int64_t stride;
-  std::vector<float> x, q_norm, k_norm;
+  std::vector<float> x, q_norm, k_norm, squares, temperatures;
 };
 
 void Check(const Case& c) {
@@ -91,7 +99,9 @@ void Check(const Case& c) {
 
   // The norm sums in another order, and a GPU fuses the rotation's products; all else is the same
   // arithmetic. A rotated value is as wrong as the larger of its pair.
-  const float relative = c.norm ? 1e-5f : c.rotary_dim > 0 ? 0x1p-23f : 0;
+  const float relative = c.norm || c.kind == QkNorm::kPlain ? 1e-5f
+                         : c.rotary_dim > 0                 ? 0x1p-23f
+                                                            : 0;
   for (size_t i = 0; i < by_cpu.size(); ++i) {
     const float size =
         c.rotary_dim > 0 && !c.norm ? 16 + std::fabs(by_cpu[i]) : 1 + std::fabs(by_cpu[i]);
@@ -127,7 +137,13 @@ TEST(CudaQkvToCache, AgreesWithTheCpu) {
         Case{KvType::kF32, 96, 24, true, false}, Case{KvType::kF16, 128, 64, false, true},
         Case{KvType::kF16, 8, 4, true, false}, Case{KvType::kF16, 80, 0, true, false},
         Case{KvType::kQ8_0, 64, 64, true, false}, Case{KvType::kQ8_0, 80, 80, false, true},
-        Case{KvType::kQ8_0, 256, 128, true, false}, Case{KvType::kQ8_0, 14, 8, true, false}}) {
+        Case{KvType::kQ8_0, 256, 128, true, false}, Case{KvType::kQ8_0, 14, 8, true, false},
+        Case{KvType::kF32, 96, 96, false, true, QkNorm::kHeadLayer},
+        Case{KvType::kF16, 128, 128, false, true, QkNorm::kHeadLayer},
+        Case{KvType::kF32, 64, 32, true, true, QkNorm::kRowRms},
+        Case{KvType::kQ8_0, 128, 64, true, true, QkNorm::kRowRms},
+        Case{KvType::kF32, 96, 64, true, true, QkNorm::kHeadRmsBehind},
+        Case{KvType::kF32, 128, 128, false, false, QkNorm::kPlain}}) {
     simt::SetSeed(seed++);
     SCOPED_TRACE(testing::PrintToString(c));
     Check(c);

@@ -5,13 +5,21 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <optional>
 #include <sstream>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__has_feature)
@@ -70,6 +78,7 @@ constexpr int kThreadsMax = 1024;           // of a block
 constexpr size_t kSharedBytesMax = 101376;  // what a block can have on every chip from sm_80 on
 constexpr size_t kStaticBytesMax = 49152;
 constexpr size_t kStackBytes = size_t{128} << 10;
+constexpr uint64_t kAllBlocks = UINT64_MAX;
 constexpr uint8_t kGarbage = 0xFF;  // NaN in every float format, -1 as an integer
 
 enum class State { kReady, kBarrier, kWarp, kDone };
@@ -114,7 +123,10 @@ struct FreeDeleter {
 class Machine {
  public:
   ~Machine() { DropFibers(); }
-  void Run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& body);
+  // `only`: of one block, kAllBlocks: of all.
+  void Run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& body,
+           uint64_t only = kAllBlocks);
+  void Yield();
   [[noreturn]] void FiberMain();
   void Barrier(Site site);
   void Meet(uint32_t mask, Site site, void* mine, Combine combine);
@@ -122,6 +134,7 @@ class Machine {
   [[noreturn]] void FailHere(const char* what);
 
   uint64_t random = 1;
+  bool pauses = false;  // between fibers, now and then
   Fiber* current = nullptr;
   uint8_t* dynamic_shared = nullptr;
 
@@ -244,6 +257,9 @@ void Machine::Next(Context* from) {
     Switch(from, &host_);
     return;
   }
+  if (pauses && Random() % 256 == 0) {
+    std::this_thread::sleep_for(std::chrono::microseconds(Random() % 64));
+  }
   const size_t pick = Random() % ready_.size();
   Fiber* f = ready_[pick];
   ready_[pick] = ready_.back();
@@ -259,6 +275,13 @@ void Machine::Next(Context* from) {
 void Machine::Wake(Fiber* f) {
   f->state = State::kReady;
   ready_.push_back(f);
+}
+
+void Machine::Yield() {
+  Fiber* self = current;
+  std::this_thread::yield();
+  Wake(self);
+  Next(&self->context);
 }
 
 void Machine::Barrier(Site site) {
@@ -392,7 +415,8 @@ void Machine::RunBlock(int threads) {
   }
 }
 
-void Machine::Run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& body) {
+void Machine::Run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& body,
+                  uint64_t only) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   if (current != nullptr) throw Error("a kernel launches a kernel");
@@ -432,6 +456,7 @@ void Machine::Run(dim3 grid, dim3 block, size_t shared, const std::function<void
   uint64_t at = Random() % blocks, stride = Random() % blocks | 1;
   while (std::gcd(stride, blocks) != 1) stride += 2;
   for (uint64_t i = 0; i < blocks && !failure_; ++i, at = (at + stride) % blocks) {
+    if (only != kAllBlocks && at != only) continue;
     blockIdx = {static_cast<uint32_t>(at % grid.x), static_cast<uint32_t>(at / grid.x % grid.y),
                 static_cast<uint32_t>(at / grid.x / grid.y)};
     RunBlock(static_cast<int>(threads));
@@ -449,7 +474,93 @@ void Machine::Run(dim3 grid, dim3 block, size_t shared, const std::function<void
 
 }  // namespace
 
+// OS threads that run blocks, as many as were ever needed at once. They last as long as the
+// program.
+class ThreadPool {
+ public:
+  void Run(std::function<void()> job) {
+    const std::lock_guard lock(mutex_);
+    jobs_.push_back(std::move(job));
+    if (static_cast<int>(jobs_.size()) > idle_) {
+      std::thread([this] { Work(); }).detach();
+    } else {
+      came_.notify_one();
+    }
+  }
+
+ private:
+  [[noreturn]] void Work() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      while (jobs_.empty()) {
+        ++idle_;
+        came_.wait(lock);
+        --idle_;
+      }
+      {
+        const std::function<void()> job = std::move(jobs_.front());
+        jobs_.pop_front();
+        lock.unlock();
+        job();
+      }
+      lock.lock();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable came_;
+  std::deque<std::function<void()>> jobs_;
+  int idle_ = 0;
+};
+ThreadPool& BlockPool() {
+  static auto* pool = new ThreadPool;
+  return *pool;
+}
+
 void SetSeed(uint64_t seed) { machine.random = seed * 0x9E3779B97F4A7C15u + 1; }
+
+struct BlockThreads::Launch {
+  dim3 grid, block;
+  std::function<void()> body;
+  std::atomic<int> left{0};
+  std::mutex mutex;
+  std::exception_ptr error;
+};
+
+void BlockThreads::Start(dim3 grid, dim3 block, uint64_t seed, std::function<void()> thread_body) {
+  auto launch = std::make_shared<Launch>();
+  launch->grid = grid;
+  launch->block = block;
+  launch->body = std::move(thread_body);
+  const int blocks = static_cast<int>(grid.x * grid.y * grid.z);
+  launch->left = blocks;
+  launch_ = launch;
+  for (int b = 0; b < blocks; ++b) {
+    BlockPool().Run([launch, seed, b] {
+      SetSeed(seed + static_cast<uint64_t>(b));
+      machine.pauses = true;
+      try {
+        machine.Run(launch->grid, launch->block, 0, launch->body, static_cast<uint64_t>(b));
+      } catch (...) {
+        const std::lock_guard lock(launch->mutex);
+        launch->error = std::current_exception();
+      }
+      launch->left.fetch_sub(1, std::memory_order_release);
+    });
+  }
+}
+bool BlockThreads::done() const { return launch_->left.load(std::memory_order_acquire) == 0; }
+void BlockThreads::Finish() {
+  const std::shared_ptr<Launch> launch = std::move(launch_);
+  if (launch->error) std::rethrow_exception(launch->error);
+}
+
+void Yield() { machine.Yield(); }
+uint64_t ClockNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
 void Run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& body) {
   machine.Run(grid, block, shared, body);
 }

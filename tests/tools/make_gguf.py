@@ -60,13 +60,14 @@ def pool(rng, kind, std):
 def tensors(args):
     """(name, dims with the contiguous one first) in the order a forward pass needs them."""
     head = args.dim // args.heads
+    ffn = (('ffn_gate', (args.dim, args.ffn)), ('ffn_up', (args.dim, args.ffn)), ('ffn_down', (args.ffn, args.dim)))
+    if args.experts:
+        ffn = (('ffn_gate_inp', (args.dim, args.experts)), *((f'{n}_exps', (*dims, args.experts)) for n, dims in ffn))
     yield 'token_embd.weight', (args.dim, args.vocab)
     for i in range(args.layers):
         for name, dims in (('attn_norm', (args.dim,)), ('attn_q', (args.dim, args.dim)),
                            ('attn_k', (args.dim, head * args.kv_heads)), ('attn_v', (args.dim, head * args.kv_heads)),
-                           ('attn_output', (args.dim, args.dim)), ('ffn_norm', (args.dim,)),
-                           ('ffn_gate', (args.dim, args.ffn)), ('ffn_up', (args.dim, args.ffn)),
-                           ('ffn_down', (args.ffn, args.dim))):
+                           ('attn_output', (args.dim, args.dim)), ('ffn_norm', (args.dim,)), *ffn):
             yield f'blk.{i}.{name}.weight', dims
     yield 'output_norm.weight', (args.dim,)
     yield 'output.weight', (args.dim, args.vocab)
@@ -104,6 +105,9 @@ def metadata(args):
         'tokenizer.ggml.eos_token_id': scalar(U32, 2),
         'tokenizer.ggml.add_bos_token': scalar(BOOL, True),
     }
+    if args.experts:
+        meta['llama.expert_count'] = scalar(U32, args.experts)
+        meta['llama.expert_used_count'] = scalar(U32, 2)
     if args.chat_template:
         meta['tokenizer.chat_template'] = scalar(STRING, args.chat_template)
     return meta
@@ -148,6 +152,7 @@ def parse(argv=None):
     parser.add_argument('--heads', type=int, default=8)
     parser.add_argument('--kv-heads', type=int, default=4)
     parser.add_argument('--ffn', type=int, default=768)
+    parser.add_argument('--experts', type=int, default=0, help='of each layer, two of them for a token')
     parser.add_argument('--vocab', type=int, default=1024)
     parser.add_argument('--context', type=int, default=4096)
     parser.add_argument('--type', choices=sorted(TYPES), default='q8_0')

@@ -178,6 +178,21 @@ inline T LoadStream(const void* p) {
 // Reads a byte, so that the address sanitizer sees what is asked for.
 inline void PrefetchL2(const void* p) { *static_cast<const volatile char*>(p); }
 
+// Of kernels that other OS threads run at the same time.
+inline uint32_t LoadAcquireSystem(const uint32_t* p) {
+  return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+inline void StoreReleaseSystem(uint32_t* p, uint32_t v) {
+  __atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
+inline uint32_t LoadSystem(const uint32_t* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+// Data: what has not been acquired is a race, which the race detector is to see.
+inline float LoadSystem(const float* p) { return *p; }
+inline float4 LoadSystem4(const float* p) { return *reinterpret_cast<const float4*>(p); }
+inline void StoreSystem(uint32_t* p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+inline void SpinPause() { simt::Yield(); }
+inline uint64_t ClockNs() { return simt::ClockNs(); }
+
 inline float Exp2(float x) { return std::exp2(x); }
 
 // Kernels of a stream run one after the other here.
@@ -196,6 +211,12 @@ void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
             cudaStream_t stream, const Args&... args) {
   simt::EnqueueKernel(stream, grid, block, shared_bytes,
                       [kernel, ... copy = static_cast<Params>(args)] { kernel(copy...); });
+}
+template <typename... Params, typename... Args>
+void LaunchWaiting(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream,
+                   const Args&... args) {
+  simt::EnqueueWaitingKernel(stream, grid, block,
+                             [kernel, ... copy = static_cast<Params>(args)] { kernel(copy...); });
 }
 
 }  // namespace shoal::cuda

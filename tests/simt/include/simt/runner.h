@@ -9,12 +9,14 @@
 // the lines where they wait.
 //
 // Blocks of a grid run one after another, in shuffled order: a block must not wait for another one.
-// Any number of OS threads may launch at the same time.
+// Any number of OS threads may launch at the same time: that is how a kernel is run that waits for
+// one of another stream (BlockThreads).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <stdexcept>
 
 #include "simt/types.h"
@@ -32,7 +34,25 @@ void SetSeed(uint64_t seed);
 void Run(dim3 grid, dim3 block, size_t dynamic_shared_bytes,
          const std::function<void()>& thread_body);
 
+// The blocks of one launch, each on an OS thread of its own, where fibers pause now and then so
+// that the threads meet in many orders. The threads are kept for later launches. What the kernel
+// does wrong is thrown by Finish().
+class BlockThreads {
+ public:
+  void Start(dim3 grid, dim3 block, uint64_t seed, std::function<void()> thread_body);
+  bool done() const;
+  void Finish();  // when done
+
+ private:
+  struct Launch;
+  std::shared_ptr<Launch> launch_;
+};
+
 // ---- For the device functions of the stand-in headers; called on a fiber.
+
+// Lets other fibers of the block and other OS threads run.
+void Yield();
+uint64_t ClockNs();
 
 // The line of the device code that waits.
 struct Site {
