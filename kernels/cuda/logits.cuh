@@ -33,7 +33,7 @@ __device__ inline LogitCandidate FromKey(uint64_t key, int32_t first_token) {
 
 // The steps of a bitonic network over `keys`, n of them (a power of 2): runs of `size` become
 // sorted, best first where the run's index is even.
-__device__ inline void MergeRuns(uint64_t* keys, int n, int size) {
+__device__ inline void BitonicMerge(uint64_t* keys, int n, int size) {
   for (int stride = size / 2; stride > 0; stride /= 2) {
     __syncthreads();
     for (int i = threadIdx.x; i < n / 2; i += kChunkThreads) {
@@ -93,7 +93,7 @@ static __global__ void __launch_bounds__(kChunkThreads) ReduceChunk(LogitsParams
   for (int i = threadIdx.x; i < kLogitChunk; i += kChunkThreads) {
     keys[i] = i < count ? RankKey(logits[i], static_cast<uint32_t>(first + i)) : 0;
   }
-  for (int size = 2; size <= kLogitChunk; size *= 2) MergeRuns(keys, kLogitChunk, size);
+  for (int size = 2; size <= kLogitChunk; size *= 2) BitonicMerge(keys, kLogitChunk, size);
   __syncthreads();
   for (int i = threadIdx.x; i < p.keep; i += kChunkThreads)
     p.chunk_keys[chunk * p.keep + i] = keys[i];
@@ -130,7 +130,7 @@ static __global__ void __launch_bounds__(kChunkThreads) MergeChunks(LogitsParams
       const uint64_t other = keys[p.keep - 1 - i];
       if (other > best[i]) best[i] = other;
     }
-    MergeRuns(best, p.keep, p.keep);
+    BitonicMerge(best, p.keep, p.keep);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < p.candidates; i += kChunkThreads) {

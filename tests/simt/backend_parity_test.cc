@@ -320,6 +320,37 @@ TEST_F(SimtParity, StreamedWeightsGiveTheSameBits) {
   }
 }
 
+// A fifth of it is rotation tables here, a third where layers with a window have their own.
+TEST_F(SimtParity, ADeviceHoldsWhatThePlanSays) {
+  TinyModel m = Model(DType::kQ8_0);
+  for (const char* architecture : {"llama", "gemma3"}) {
+    m.architecture = architecture;
+    m.window = m.architecture == "gemma3" ? 24 : 0;
+    Make(m);
+    EngineOptions options;
+    options.make_backend = [] { return MakeGpu(); };
+    options.sequences = 1;
+    options.context = 16384;
+    options.rows = 24;
+    options.cpu.threads = 1;
+    options = *ResolveOptions(config_, options);
+    auto world = MakeSelfCommunicator();
+    const auto held = [] {
+      size_t free = 0, total = 0;
+      EXPECT_EQ(cudaMemGetInfo(&free, &total), cudaSuccess);
+      return static_cast<double>(total - free);
+    };
+    const double before = held();
+    const auto rank = Rank::Create(*world, *checkpoint_, config_, options, nullptr);
+    ASSERT_TRUE(rank.ok()) << rank.status();
+    const RankMemory& plan = (*rank)->memory();
+    const double planned = static_cast<double>(plan.weights + plan.kv + plan.workspace);
+    std::printf("%s %f of %f, ws %f\n", architecture, held()-before, planned, (double)plan.workspace);
+    EXPECT_LE(held() - before, planned);
+    EXPECT_GE(held() - before, 0.9 * planned);
+  }
+}
+
 TEST_F(SimtParity, TooLittleMemoryIsRefusedWithTheTable) {
   Make(Model(DType::kF32));
   EngineOptions options;
