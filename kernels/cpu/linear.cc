@@ -14,6 +14,8 @@ namespace {
 
 // Bytes of weights that a thread takes at a time from its own share.
 constexpr int64_t kRunBytes = 256 << 10;
+// Of int8 activations that it multiplies with all panels of a run before it goes on to the next.
+constexpr int64_t kInt8RowsBytes = 512 << 10;
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -173,6 +175,7 @@ struct LinearEngine::Impl {
   void AddJob(const LinearOutput& o, Path path, int first, int count, Needs* needs);
   void RunLinear(const OperandRows& in, RowCount rows, const Needs& decode, const Needs& prefill);
   void Multiply(const Run& run, const Operand& operand, int thread);
+  int Int8Rows(int64_t blocks) const;
   void MultiplyRows(const Run& run, const Operand& operand);
   void MultiplyBf16(const Run& run, const Operand& operand, int thread);
   void MultiplyGated(const Run& run, const Operand& operand, int thread);
@@ -326,13 +329,20 @@ void LinearEngine::Impl::Multiply(const Run& run, const Operand& operand, int th
   }
 }
 
+// As many as share a call's work and stay in L2.
+int LinearEngine::Impl::Int8Rows(int64_t blocks) const {
+  const int64_t fit = kInt8RowsBytes / (blocks * static_cast<int64_t>(sizeof(Q8Block)));
+  return static_cast<int>(std::clamp<int64_t>(fit, kFewRows, kernels.int8_rows));
+}
+
 void LinearEngine::Impl::MultiplyRows(const Run& run, const Operand& operand) {
   const Job& job = *run.job;
   const PackedShape& shape = job.weight->shape;
   const int type = static_cast<int>(shape.type);
   alignas(64) float tile[kMaxTileRows * kPanelRows];
-  for (int r = 0; r < job.count; r += kMaxTileRows) {
-    const int m = std::min(kMaxTileRows, job.count - r);
+  const int most = job.path == Path::kInt8 ? Int8Rows(operand.blocks) : kFewRows;
+  for (int r = 0; r < job.count; r += most) {
+    const int m = std::min(most, job.count - r);
     const Q8Block* int8_rows[kMaxTileRows];
     const float* f32_rows[kMaxTileRows];
     for (int i = 0; i < m; ++i) {

@@ -70,7 +70,7 @@ void Unpack(const PackedShape& shape, const uint8_t* panel, int64_t begin, int c
     }
     for (int line = 0; line < Fmt::kSubBytes; line += 64) __builtin_prefetch(p + 2048 + line);
     Sub sub;
-    Fmt::Load(head, p, s, 0, &sub);
+    LoadSub<Fmt>(head, p, s, 0, &sub);
     p += Fmt::kSubBytes;
     for (int half = 0; half < 2; ++half) {
       const int from = Fmt::kScales == 2 ? half : 0;

@@ -21,6 +21,16 @@ struct Isa : Avx2Operations {
     return kind == CodeKind::kS8 ? 1 : kind == CodeKind::kU6 ? 2 : kind == CodeKind::kU5 ? 4 : 8;
   }
 
+  static constexpr bool kByLines = true;
+  // Lines that are multiplied before their sums are widened, or kept where all fit.
+  static constexpr int LinesOfStep(CodeKind kind) {
+    return SumsThatFit(kind) == 8 ? 2 : SumsThatFit(kind);
+  }
+  // Else g++ puts the additions behind all products, which go over the stack.
+  static void Settle(I* x) { __asm__("" : "+x"(*x)); }
+  static I Add16(I a, I b) { return _mm256_add_epi16(a, b); }
+  static I Widen(I a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
+
   template <CodeKind kKind, int n>
   static inline __attribute__((always_inline)) I Dot(const I* line, const int8_t* a, I start) {
     constexpr int kRun = SumsThatFit(kKind) < n ? SumsThatFit(kKind) : n;

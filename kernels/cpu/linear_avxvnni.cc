@@ -10,6 +10,7 @@ namespace {
 #include "kernels/cpu/linear_isa_avx2.h"
 
 struct Isa : Avx2Operations {
+  static constexpr bool kByLines = false;
   static constexpr int kSignedShift = 7;  // VPDPBUSD takes unsigned weights
   static I Signed(I x) { return _mm256_xor_si256(x, Set8(0x80)); }
 

@@ -14,6 +14,8 @@
 // - AddHi<v>: adds v to the bytes whose bit is set.
 // - Signed: signed weights to the dot product's form. Table, Lookup: 16 levels by code.
 // - Dot<kind, n>: start + sums of n lines (4 or 8) with 4 n activations.
+// - kByLines: few registers (linear_by_lines.h). Then also Products, SumsThatFit, LinesOfStep, Add16,
+//   Widen: pairs of 16-bit sums become 32-bit ones, and Settle: what came so far is computed first.
 // - kPairs: an instruction multiplies with two rows of activations. Then also PairLines: a
 //   sub-block's lines in the order it wants, in place; PairRows: 32 columns of two rows in that
 //   order; DotPair<n>: as Dot, for both rows.
@@ -32,38 +34,31 @@ struct Sub {
   F bias[2];
 };
 
-inline __attribute__((always_inline)) void UnpackNib(const uint8_t* p, I line[8]) {
-  const I mask = Isa::Set8(15);
-  for (int j = 0; j < 4; ++j) {
-    const I x = Isa::Load(p + 64 * j);
-    line[j] = Isa::And(x, mask);
-    line[4 + j] = Isa::And(Isa::template Shr16<4>(x), mask);
-  }
+template <class Fmt>
+inline __attribute__((always_inline)) void LoadSub(const typename Fmt::Head& head, const uint8_t* p,
+                                                   int s, int part, Sub* sub) {
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) sub->line[g] = Fmt::Line(p, g, part);
+  Fmt::Scales(head, p, s, part, sub);
 }
 
-// line[g] of the 2-bit plane, moved to bits kAt, kAt + 1.
+// Line g of a plane of 4 bits: two lines lie in one vector.
+inline __attribute__((always_inline)) I Nibbles(const uint8_t* p, int g) {
+  const I x = Isa::Load(p + 64 * (g % 4));
+  return Isa::And(g < 4 ? x : Isa::template Shr16<4>(x), Isa::Set8(15));
+}
+
+// Line g of a plane of 2 bits, moved to bits kAt, kAt + 1.
 template <int kAt>
-inline __attribute__((always_inline)) void UnpackTwo(const uint8_t* p, I two[8]) {
-  const I mask = Isa::Set8(static_cast<int8_t>(3 << kAt));
-  for (int h = 0; h < 2; ++h) {
-    const I x = Isa::Load(p + 64 * h);
-    if constexpr (kAt == 0) {
-      two[4 * h] = Isa::And(x, mask);
-      two[4 * h + 1] = Isa::And(Isa::template Shr16<2>(x), mask);
-      two[4 * h + 2] = Isa::And(Isa::template Shr16<4>(x), mask);
-      two[4 * h + 3] = Isa::And(Isa::template Shr16<6>(x), mask);
-    } else {
-      two[4 * h] = Isa::And(Isa::template Shl16<4>(x), mask);
-      two[4 * h + 1] = Isa::And(Isa::template Shl16<2>(x), mask);
-      two[4 * h + 2] = Isa::And(x, mask);
-      two[4 * h + 3] = Isa::And(Isa::template Shr16<2>(x), mask);
-    }
-  }
-}
-
-template <int kValue>
-inline __attribute__((always_inline)) void AddHi(const uint8_t* p, int part, I line[8]) {
-  for (int g = 0; g < 8; ++g) line[g] = Isa::template AddHi<kValue>(line[g], p + 8 * g, part);
+inline __attribute__((always_inline)) I TwoBits(const uint8_t* p, int g) {
+  I x = Isa::Load(p + 64 * (g / 4));
+  const int shift = kAt - 2 * (g % 4);
+  if (shift == 4) x = Isa::template Shl16<4>(x);
+  if (shift == 2) x = Isa::template Shl16<2>(x);
+  if (shift == -2) x = Isa::template Shr16<2>(x);
+  if (shift == -4) x = Isa::template Shr16<4>(x);
+  if (shift == -6) x = Isa::template Shr16<6>(x);
+  return Isa::And(x, Isa::Set8(static_cast<int8_t>(3 << kAt)));
 }
 
 // kParts vectors of f16 numbers, one for each row of the panel.
@@ -76,7 +71,17 @@ inline __attribute__((always_inline)) void LoadNegatedHalves(const uint8_t* p, F
 }
 
 // ---- Formats. p: a packed header or the planes of a sub-block; part: which lanes. Header() does
-// what all sub-blocks of a block and all parts have in common.
+// what all sub-blocks of a block and all parts have in common. Line() gives the codes of columns
+// 4 g .. 4 g + 3, Scales() what their sums are multiplied by. g and part are constants when
+// inlined.
+
+// Codes of 4 bits, or of 5 whose last stand in a plane of their own behind.
+template <bool kFifth>
+inline __attribute__((always_inline)) I NibblesAndFifth(const uint8_t* p, int g, int part) {
+  const I x = Nibbles(p + kPartBytes * part, g);
+  if constexpr (kFifth) return Isa::template AddHi<16>(x, p + 256 + 8 * g, part);
+  return x;
+}
 
 // Blocks of 32 with an f16 scale and perhaps an f16 minimum.
 template <Kind kKindOf, int kOffsetShift, bool kMin, bool kFifth>
@@ -93,16 +98,14 @@ struct Simple {
     LoadHalves(p, h->d);
     if constexpr (kMin) LoadHalves(p + 32, h->m);
   }
-  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int,
-                                                         int part, Sub* sub) {
+  static inline __attribute__((always_inline)) I Line(const uint8_t* p, int g, int part) {
     if constexpr (kKind == Kind::kS8) {
-      for (int g = 0; g < 8; ++g) {
-        sub->line[g] = Isa::Signed(Isa::Load(p + 64 * g + kPartBytes * part));
-      }
-    } else {
-      UnpackNib(p + kPartBytes * part, sub->line);
-      if constexpr (kFifth) AddHi<16>(p + 256, part, sub->line);
+      return Isa::Signed(Isa::Load(p + 64 * g + kPartBytes * part));
     }
+    return NibblesAndFifth<kFifth>(p, g, part);
+  }
+  static inline __attribute__((always_inline)) void Scales(const Head& h, const uint8_t*, int,
+                                                           int part, Sub* sub) {
     sub->scale[0] = h.d[part];
     if constexpr (kMin) sub->bias[0] = h.m[part];
   }
@@ -113,11 +116,9 @@ using FmtQ5_0 = Simple<Kind::kU5, 4, false, true>;
 using FmtQ5_1 = Simple<Kind::kU5, 0, true, true>;
 using FmtQ8_0 = Simple<Kind::kS8, Isa::kSignedShift, false, false>;
 
-inline __attribute__((always_inline)) void LookupLines(const int8_t* levels, const uint8_t* p,
-                                                       I line[8]) {
-  const I table = Isa::Signed(Isa::Table(levels));
-  UnpackNib(p, line);
-  for (int g = 0; g < 8; ++g) line[g] = Isa::Lookup(table, line[g]);
+inline __attribute__((always_inline)) I Iq4Line(const uint8_t* p, int g, int part) {
+  const I table = Isa::Signed(Isa::Table(kLevelsIq4));
+  return Isa::Lookup(table, Nibbles(p + kPartBytes * part, g));
 }
 
 struct FmtIQ4_NL {
@@ -131,16 +132,19 @@ struct FmtIQ4_NL {
   static inline __attribute__((always_inline)) void Header(const uint8_t* p, Head* h) {
     LoadHalves(p, h->d);
   }
-  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int,
-                                                         int part, Sub* sub) {
-    LookupLines(kLevelsIq4, p + kPartBytes * part, sub->line);
+  static inline __attribute__((always_inline)) I Line(const uint8_t* p, int g, int part) {
+    return Iq4Line(p, g, part);
+  }
+  static inline __attribute__((always_inline)) void Scales(const Head& h, const uint8_t*, int,
+                                                           int part, Sub* sub) {
     sub->scale[0] = h.d[part];
   }
 };
 
+// Levels up to +-12, which with an offset are codes of 5 bits.
 struct FmtMXFP4 {
-  static constexpr Kind kKind = Kind::kS8;
-  static constexpr int kSubs = 1, kScales = 1, kShift = Isa::kSignedShift;
+  static constexpr Kind kKind = Kind::kU5;
+  static constexpr int kSubs = 1, kScales = 1, kShift = 4;
   static constexpr bool kBias = false;
   static constexpr int kHeaderBytes = 16, kSubBytes = 256;
   struct Head {
@@ -149,9 +153,12 @@ struct FmtMXFP4 {
   static inline __attribute__((always_inline)) void Header(const uint8_t* p, Head* h) {
     for (int part = 0; part < kParts; ++part) h->d[part] = Isa::MxScale(p + kLanes * part);
   }
-  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int,
-                                                         int part, Sub* sub) {
-    LookupLines(kLevelsMxfp4, p + kPartBytes * part, sub->line);
+  static inline __attribute__((always_inline)) I Line(const uint8_t* p, int g, int part) {
+    const I table = Isa::Sub8(Isa::Table(kLevelsMxfp4), Isa::Set8(-(1 << kShift)));
+    return Isa::Lookup(table, Nibbles(p + kPartBytes * part, g));
+  }
+  static inline __attribute__((always_inline)) void Scales(const Head& h, const uint8_t*, int,
+                                                           int part, Sub* sub) {
     sub->scale[0] = h.d[part];
   }
 };
@@ -173,9 +180,11 @@ struct FmtIQ4_XS {
     }
     h->low = p + 64;
   }
-  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
-                                                         int part, Sub* sub) {
-    LookupLines(kLevelsIq4, p + kPartBytes * part, sub->line);
+  static inline __attribute__((always_inline)) I Line(const uint8_t* p, int g, int part) {
+    return Iq4Line(p, g, part);
+  }
+  static inline __attribute__((always_inline)) void Scales(const Head& h, const uint8_t*, int s,
+                                                           int part, Sub* sub) {
     const I both = Isa::WidenU8(h.low + 16 * (s / 2) + kLanes * part);
     const I low = Isa::And(Isa::Shr32(both, 4 * (s % 2)), Isa::Set32(15));
     const I high = Isa::And(Isa::Shl32(Isa::Shr32(h.high[part], 2 * s), 4), Isa::Set32(0x30));
@@ -210,10 +219,11 @@ struct ScaleMinK {
                                           Isa::And(Isa::template Shr16<2>(b), high)));
     }
   }
-  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
-                                                         int part, Sub* sub) {
-    UnpackNib(p + kPartBytes * part, sub->line);
-    if constexpr (kFifth) AddHi<16>(p + 256, part, sub->line);
+  static inline __attribute__((always_inline)) I Line(const uint8_t* p, int g, int part) {
+    return NibblesAndFifth<kFifth>(p, g, part);
+  }
+  static inline __attribute__((always_inline)) void Scales(const Head& h, const uint8_t*, int s,
+                                                           int part, Sub* sub) {
     const int at = 16 * s + kLanes * part;
     sub->scale[0] = Isa::Mul(h.d[part], Isa::ToFloat(Isa::WidenU8(h.scale + at)));
     sub->bias[0] = Isa::Mul(h.neg_dmin[part], Isa::ToFloat(Isa::WidenU8(h.min + at)));
@@ -235,12 +245,12 @@ struct FmtQ6_K {
     LoadHalves(p, h->d);
     h->scales = p + 32;
   }
-  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
-                                                         int part, Sub* sub) {
-    I two[8];
-    UnpackNib(p + kPartBytes * part, sub->line);
-    UnpackTwo<4>(p + 256 + kPartBytes * part, two);
-    for (int g = 0; g < 8; ++g) sub->line[g] = Isa::Or(sub->line[g], two[g]);
+  static inline __attribute__((always_inline)) I Line(const uint8_t* p, int g, int part) {
+    p += kPartBytes * part;
+    return Isa::Or(Nibbles(p, g), TwoBits<4>(p + 256, g));
+  }
+  static inline __attribute__((always_inline)) void Scales(const Head& h, const uint8_t*, int s,
+                                                           int part, Sub* sub) {
     for (int i = 0; i < 2; ++i) {
       sub->scale[i] = Isa::Mul(
           h.d[part], Isa::ToFloat(Isa::WidenI8(h.scales + 16 * (2 * s + i) + kLanes * part)));
@@ -262,9 +272,11 @@ struct FmtQ2_K {
     LoadNegatedHalves(p + 32, h->neg_dmin);
     h->scales = p + 64;
   }
-  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
-                                                         int part, Sub* sub) {
-    UnpackTwo<0>(p + kPartBytes * part, sub->line);
+  static inline __attribute__((always_inline)) I Line(const uint8_t* p, int g, int part) {
+    return TwoBits<0>(p + kPartBytes * part, g);
+  }
+  static inline __attribute__((always_inline)) void Scales(const Head& h, const uint8_t*, int s,
+                                                           int part, Sub* sub) {
     for (int i = 0; i < 2; ++i) {
       const I b = Isa::WidenU8(h.scales + 16 * (2 * s + i) + kLanes * part);
       sub->scale[i] = Isa::Mul(h.d[part], Isa::ToFloat(Isa::And(b, Isa::Set32(15))));
@@ -299,10 +311,12 @@ struct FmtQ3_K {
       Isa::Store(h->scale + 192 + i, Isa::Sub8(Isa::Or(b1, h3), offset));
     }
   }
-  static inline __attribute__((always_inline)) void Load(const Head& h, const uint8_t* p, int s,
-                                                         int part, Sub* sub) {
-    UnpackTwo<0>(p + kPartBytes * part, sub->line);
-    AddHi<4>(p + 128, part, sub->line);
+  static inline __attribute__((always_inline)) I Line(const uint8_t* p, int g, int part) {
+    const I x = TwoBits<0>(p + kPartBytes * part, g);
+    return Isa::template AddHi<4>(x, p + 128 + 8 * g, part);
+  }
+  static inline __attribute__((always_inline)) void Scales(const Head& h, const uint8_t*, int s,
+                                                           int part, Sub* sub) {
     for (int i = 0; i < 2; ++i) {
       const uint8_t* at = h.scale + 16 * (2 * s + i) + kLanes * part;
       sub->scale[i] = Isa::Mul(h.d[part], Isa::ToFloat(Isa::WidenI8(at)));

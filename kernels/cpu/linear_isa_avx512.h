@@ -4,7 +4,7 @@
 struct Isa {
   static constexpr int kLanes = 16;
   static constexpr int kTileRows = 8, kFloatRows = 8;
-  static constexpr bool kPairs = false;
+  static constexpr bool kPairs = false, kByLines = false;
   static constexpr int kSignedShift = 7;  // VPDPBUSD takes unsigned weights
   using I = __m512i;
   using F = __m512;

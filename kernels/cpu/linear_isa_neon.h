@@ -7,7 +7,7 @@ struct NeonOperations {
   // products of floats do too little with each for that.
   static constexpr int kTileRows = 8, kFloatRows = 4;
   static constexpr int kSignedShift = 0;  // SDOT takes signed weights
-  static constexpr bool kPairs = false;
+  static constexpr bool kPairs = false, kByLines = false;
   using I = int32x4_t;
   using F = float32x4_t;
 

@@ -30,7 +30,8 @@ static_assert(sizeof(Q8Block) == 64);
 // The range of a weight code, which decides how many products fit in 16 bits where that matters.
 enum class CodeKind { kU2, kU3, kU4, kU5, kU6, kS8 };
 
-inline constexpr int kMaxTileRows = 8;  // most activation rows of one call
+inline constexpr int kMaxTileRows = 64;  // most activation rows of one call
+inline constexpr int kFewRows = 8;       // that many are multiplied while a panel is read once
 
 // rows[i]: [cols / 32] blocks, 1 <= m <= kMaxTileRows.
 using Int8Product = void (*)(const PackedShape& shape, const uint8_t* panel,
@@ -95,6 +96,7 @@ using Bf16GatedProduct = void (*)(const Bf16Matrix& gate, const Bf16Matrix& up, 
 
 struct LinearKernels {
   Int8Product int8[kNumDTypes];  // null for the float types
+  int int8_rows;                 // kFewRows, or more that share what a call unpacks
   F32Product f32[kNumDTypes];    // null for the quantized types
   Bf16Product bf16;              // null: no such unit here; int8 (f32 for BF16 weights) serves
   Bf16GatedProduct bf16_gated;   // null where bf16 is

@@ -125,6 +125,7 @@ LinearKernels MakeTable() {
       k.f32[t] = FloatProduct;
     }
   }
+  k.int8_rows = kFewRows;
   k.quantize = Quantize;
   k.to_bf16 = ToBf16;
   k.sum_squares = SumSquares;

@@ -77,7 +77,7 @@ inline __attribute__((always_inline)) void AddSubBlock(const typename Fmt::Head&
   }
   for (int part = 0; part < kParts; ++part) {
     Sub sub;
-    Fmt::Load(head, p, s, part, &sub);
+    LoadSub<Fmt>(head, p, s, part, &sub);
 #pragma GCC unroll 8
     for (int m = kPaired; m < M; ++m) acc[m][part] = AddRow<Fmt>(sub, rows[m][i], acc[m][part]);
     if constexpr (kPaired > 0) {
@@ -90,6 +90,8 @@ inline __attribute__((always_inline)) void AddSubBlock(const typename Fmt::Head&
     }
   }
 }
+
+#include "kernels/cpu/linear_by_lines.h"
 
 // How far ahead of the weights being multiplied the next ones are asked for: the hardware's own
 // prefetch stops at page boundaries and starts late in each. First into L2, a page ahead, then into
@@ -122,7 +124,11 @@ void ProductRows(const PackedShape& shape, const uint8_t* panel, const Q8Block* 
     p += Fmt::kHeaderBytes;
     for (; s < Fmt::kSubs && i < subs; ++s, ++i) {
       for (int at = 0; at < Fmt::kSubBytes + kHeaderOfSub; at += 64) Prefetch(p + at);
-      AddSubBlock<Isa, Fmt, M>(head, p, s, rows, i, acc);
+      if constexpr (Isa::kByLines) {
+        AddSubByLines<Isa, Fmt, M>(PackedSub<Fmt>{head, p, s}, rows, i, acc);
+      } else {
+        AddSubBlock<Isa, Fmt, M>(head, p, s, rows, i, acc);
+      }
       p += Fmt::kSubBytes;
     }
     s = 0;
@@ -136,6 +142,9 @@ void ProductRows(const PackedShape& shape, const uint8_t* panel, const Q8Block* 
 template <class Fmt>
 void Product(const PackedShape& shape, const uint8_t* panel, const Q8Block* const* rows, int m,
              float* tile) {
+  if constexpr (Isa::kByLines) {
+    if (m > Isa::kTileRows) return ProductUnpacked<Fmt>(shape, panel, rows, m, tile);
+  }
   while (m > 0) {
     const int n = m < Isa::kTileRows ? m : Isa::kTileRows;
     switch (n) {
@@ -455,6 +464,7 @@ constexpr LinearKernels MakeTable() {
   k.int8[static_cast<int>(DType::kIQ4_NL)] = Product<FmtIQ4_NL>;
   k.int8[static_cast<int>(DType::kIQ4_XS)] = Product<FmtIQ4_XS>;
   k.int8[static_cast<int>(DType::kMXFP4)] = Product<FmtMXFP4>;
+  k.int8_rows = Isa::kByLines ? kMaxTileRows : kFewRows;
   k.f32[static_cast<int>(DType::kF32)] = FloatProduct<DType::kF32>;
   k.f32[static_cast<int>(DType::kF16)] = FloatProduct<DType::kF16>;
   k.f32[static_cast<int>(DType::kBF16)] = FloatProduct<DType::kBF16>;
