@@ -70,15 +70,19 @@ struct Avx2Operations {
     return AsFloat(_mm256_blendv_epi8(normal, small, _mm256_cmpgt_epi32(Set32(2), e)));
   }
 
-  // 32 bits become 32 bytes: each byte picks its byte of the mask, then its bit.
+  // 32 bits become 32 bytes: each byte picks its byte of the mask, then its bit, which gives v the
+  // sign of what is left: none, or its own. The byte with bit 7, a negative number, gets -(-v).
   template <int v>
   static I AddHi(I x, const uint8_t* bits, int part) {
+    static_assert(v > 0 && v < 128);
+    constexpr uint64_t kValues =
+        (uint64_t{256 - v} << 56) | (0x01010101010101 * static_cast<uint64_t>(v));
     const I word = _mm256_set1_epi32(LoadInt(bits + 4 * part));
     const I pick = _mm256_setr_epi64x(0x0000000000000000, 0x0101010101010101, 0x0202020202020202,
                                       0x0303030303030303);
     const I bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ull));
-    const I set = _mm256_cmpeq_epi8(And(_mm256_shuffle_epi8(word, pick), bit), bit);
-    return Or(x, And(set, Set8(v)));
+    const I left = And(_mm256_shuffle_epi8(word, pick), bit);
+    return Or(x, _mm256_sign_epi8(_mm256_set1_epi64x(static_cast<int64_t>(kValues)), left));
   }
   static I Table(const int8_t* levels) { return _mm256_broadcastsi128_si256(Load128(levels)); }
   static I Lookup(I table, I index) { return _mm256_shuffle_epi8(table, index); }
