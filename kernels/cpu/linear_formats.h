@@ -14,8 +14,9 @@
 // - AddHi<v>: adds v to the bytes whose bit is set.
 // - Signed: signed weights to the dot product's form. Table, Lookup: 16 levels by code.
 // - Dot<kind, n>: start + sums of n lines (4 or 8) with 4 n activations.
-// - kByLines: few registers (linear_by_lines.h). Then also Products, SumsThatFit, LinesOfStep, Add16,
-//   Widen: pairs of 16-bit sums become 32-bit ones, and Settle: what came so far is computed first.
+// - kByLines: few registers (linear_by_lines.h). Then also Products, SumsThatFit, LinesOfStep,
+//   Add16, Widen: pairs of 16-bit sums become 32-bit ones, Settle: what came so far is computed
+//   first.
 // - kPairs: an instruction multiplies with two rows of activations. Then also PairLines: a
 //   sub-block's lines in the order it wants, in place; PairRows: 32 columns of two rows in that
 //   order; DotPair<n>: as Dot, for both rows.
