@@ -70,7 +70,7 @@ inline __attribute__((always_inline)) void AddSubByLines(const From& from,
       I x[kParts];
 #pragma GCC unroll 4
       for (int l = 0; l < kStep; ++l) {
-        const I a = Isa::Four(rows[m][i].q + 4 * g[l]);
+        const I a = P::Four(rows[m][i].q + 4 * g[l]);
 #pragma GCC unroll 2
         for (int part = 0; part < kParts; ++part) {
           const I y = P::template Products<Fmt::kKind>(line[l][part], a);
