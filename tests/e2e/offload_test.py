@@ -263,7 +263,7 @@ class OffloadTest(harness.TestCase):
         self.assertLess(gpu['resident_bytes'], 100 << 20)
         self.assertGreater(gpu['memory_bytes_per_token'], 0)
         self.assertEqual(gpu['disk_bytes_per_token'], 0)
-        small = harness.shoal('plan', '-m', self.shards, '--vram', '20M', *SMALL, env=cache)
+        small = harness.shoal('plan', '-m', self.shards, '--vram', '12M', *SMALL, env=cache)
         self.assertEqual(small.code, TOO_BIG, str(small))
         self.assertIn('--vram', small.err)
         # What is remembered is used, but not for longer than a month.
