@@ -140,7 +140,12 @@ class ServeFailureTest(harness.TestCase):
             exhaust_memory(rank)
         client.join(60)
         self.assertEqual((client.error, client.ended, client.text), (None, True, expected), server.log())
-        server.complete(PROMPTS[0], max_tokens=400)  # in case the rest needed no more memory
+        for n in range(1, 9):  # in case the rest needed no more memory: two at once and longer ones do
+            if 'exit code 3 (out of memory)' in server.log():
+                break
+            more = [Client(server, p * n) for p in PROMPTS[:2]]
+            for m in more:
+                m.join(60)
         harness.wait_until(lambda: 'exit code 3 (out of memory)' in server.log(), 10, 'the reason in the log\n' + server.log())
         self.assertIn('engine: shoal: out of memory', server.log())
         self.assertNotIn('terminate', server.log())
