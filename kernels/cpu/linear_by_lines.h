@@ -46,6 +46,7 @@ struct UnpackedSub {
   }
 };
 
+// Column block i of M rows times a sub-block, as AddSubBlock: the same integers, so the same bits.
 template <class P, class Fmt, int M, class From>
 inline __attribute__((always_inline)) void AddSubByLines(const From& from,
                                                          const Q8Block* const* rows, int64_t i,
