@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "fmt/format.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/status_macros.h"
 #include "launcher/commands.h"
 #include "launcher/demo_model.h"
@@ -134,10 +135,14 @@ absl::Status PlaceRank(const WholePlan& whole, RankForecast& r) {
   return absl::OkStatus();
 }
 
-// What of a rank goes to its GPU. Its workspace there is about that of the CPU.
+// What of a rank goes to its GPU, if need be with what cuBLAS takes on newer ones.
 absl::Status PlaceOnGpu(const Checkpoint& checkpoint, const WholePlan& whole, RankForecast& r) {
   const int64_t staging = Rank::KvStagingBytes(whole.config, whole.options, r.plan);
-  r.memory.kv -= staging;  // in host memory
+  const auto workspace = [](const Backend::Limits& limits) {
+    return cuda::WorkspaceBytes(limits, /*gemm=*/true);
+  };
+  SHOAL_ASSIGN_OR_RETURN(r.memory, Rank::MemoryNeeded(checkpoint, whole.config, whole.options,
+                                                      r.plan, workspace, /*in_host_memory=*/false));
   const int64_t others = r.memory.kv + r.memory.workspace;
   const int64_t least = LeastDeviceBytes(r.layout, whole.config, whole.options.rows);
   if (r.vram - others < least) {

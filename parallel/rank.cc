@@ -191,6 +191,16 @@ absl::StatusOr<RankMemory> Rank::MemoryNeeded(const Checkpoint& checkpoint,
                                               const ModelConfig& config,
                                               const EngineOptions& options, const RankPlan& plan,
                                               const Backend& backend) {
+  return MemoryNeeded(
+      checkpoint, config, options, plan,
+      [&backend](const Backend::Limits& l) { return backend.WorkspaceBytes(l); },
+      backend.shares_host_memory());
+}
+
+absl::StatusOr<RankMemory> Rank::MemoryNeeded(
+    const Checkpoint& checkpoint, const ModelConfig& config, const EngineOptions& options,
+    const RankPlan& plan, absl::FunctionRef<int64_t(const Backend::Limits&)> workspace,
+    bool in_host_memory) {
   SHOAL_ASSIGN_OR_RETURN(const WeightLayout layout, MakeWeightLayout(checkpoint, config, plan));
   const ModelLimits limits = LimitsOf(options);
   RankMemory m;
@@ -198,9 +208,9 @@ absl::StatusOr<RankMemory> Rank::MemoryNeeded(const Checkpoint& checkpoint,
   m.kv = KvBlocks(options) * KvCache::BlockBytes(KvShapeOf(config, options, plan),
                                                  static_cast<int>(plan.layers.size()));
   // A device's own memory holds none of the staging.
-  if (backend.shares_host_memory()) m.kv += KvStagingBytes(config, options, plan);
+  if (in_host_memory) m.kv += KvStagingBytes(config, options, plan);
   m.kv += KvWindowBlocks(options) * KvShapeOf(config, options, plan).block_bytes();
-  m.workspace = backend.WorkspaceBytes(Model::BackendLimits(config, plan, limits)) +
+  m.workspace = workspace(Model::BackendLimits(config, plan, limits)) +
                 Model::ActivationBytes(config, plan, limits) +
                 RopeTables::Bytes(config, limits.context);
   if (plan.last_stage)

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "comm/communicator.h"
@@ -125,6 +126,12 @@ class Rank {
                                                  const ModelConfig& config,
                                                  const EngineOptions& options, const RankPlan& plan,
                                                  const Backend& backend);
+  // The same of a device that is elsewhere: what Backend::WorkspaceBytes is there, and whether it
+  // computes in host memory.
+  static absl::StatusOr<RankMemory> MemoryNeeded(
+      const Checkpoint& checkpoint, const ModelConfig& config, const EngineOptions& options,
+      const RankPlan& plan, absl::FunctionRef<int64_t(const Backend::Limits&)> workspace,
+      bool in_host_memory);
 
   // The KV bytes of one token on rank `plan.rank`. Pure.
   static int64_t KvTokenBytes(const ModelConfig& config, const EngineOptions& options,

@@ -78,10 +78,6 @@ void QkvToCache(const QkvArgs& args, const AttentionShape& shape, const KvLayer&
   WriteCache(params, kv.shape.type, plan.row_count, stream);
 }
 
-int64_t AttentionWorkspaceBytes(int q_heads, int head_dim, int items) {
-  return static_cast<int64_t>(items) * q_heads * (PartialStride(head_dim) + 2) * sizeof(float);
-}
-
 void Attention(const float* q, int64_t q_stride, const AttentionShape& shape, const KvLayer& kv,
                const BatchPlan& plan, uint8_t* workspace, float* out, int64_t out_stride,
                Stream stream) {

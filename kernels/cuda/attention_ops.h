@@ -5,6 +5,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/batch_plan.h"
+#include "kernels/cuda/workspace.h"
 
 struct CUstream_st;
 
@@ -33,12 +34,7 @@ struct AttentionChip {
 PlanOptions PlanOptionsFor(const AttentionShape& shape, const KvShape& kv,
                            const AttentionChip& chip, int partial_items);
 
-// Partial results of `items` splits of decode rows, aligned to 16; those of prompts share it.
-int64_t AttentionWorkspaceBytes(int q_heads, int head_dim, int items);
-// Floats between them.
-inline int PartialStride(int head_dim) { return (head_dim + 3) / 4 * 4; }
-
-// `workspace` holds what the plan's PlanOptions::partial_items need.
+// `workspace`: AttentionWorkspaceBytes of the plan's PlanOptions::partial_items.
 void Attention(const float* q, int64_t q_stride, const AttentionShape& shape, const KvLayer& kv,
                const BatchPlan& plan, uint8_t* workspace, float* out, int64_t out_stride,
                Stream stream);

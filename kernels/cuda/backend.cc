@@ -9,34 +9,14 @@
 #include "kernels/cuda/mailbox.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/peer_sums.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/status_macros.h"
 
 namespace shoal::cuda {
 namespace {
 
-// Splits of decode rows whose partial results are held at once; more run in several passes.
-constexpr int64_t kPartialItems = 2048;
-
-int64_t PartialItems(const Backend::Limits& l) {
-  const int64_t of_one_row = l.context / kSplitTokens + 1;
-  return std::max(of_one_row, std::min(of_one_row * l.rows, kPartialItems));
-}
-
 int64_t AttentionBytes(const Backend::Limits& l) {
   return AttentionWorkspaceBytes(l.heads, l.head_dim, static_cast<int>(PartialItems(l)));
-}
-
-// Of ReduceLogits: summaries, candidates.
-int64_t ReducedBytes(int rows, int candidates) {
-  return rows * (static_cast<int64_t>(sizeof(LogitSummary)) +
-                 candidates * static_cast<int64_t>(sizeof(LogitCandidate)));
-}
-
-int64_t MostReducedBytes(const Backend::Limits& l) {
-  if (l.logit_rows == 0) return 0;
-  const int candidates = std::min(l.vocab, kMaxLogitCandidates);
-  return (ReducedBytes(l.logit_rows, candidates) + 15) / 16 * 16 +
-         LogitWorkspaceBytes(l.logit_rows, l.vocab, candidates);
 }
 
 }  // namespace
@@ -98,7 +78,7 @@ absl::Status CudaBackend::Reserve(const Limits& limits) {
   SHOAL_ASSIGN_OR_RETURN(plan_upload_, Upload::Create(planner_->MaxBytes()));
   SHOAL_ASSIGN_OR_RETURN(ids_upload_,
                          Upload::Create(limits.rows * static_cast<int64_t>(sizeof(int32_t))));
-  SHOAL_ASSIGN_OR_RETURN(reduced_, Allocate(MostReducedBytes(limits)));
+  SHOAL_ASSIGN_OR_RETURN(reduced_, Allocate(MostReducedLogitBytes(limits)));
   SHOAL_ASSIGN_OR_RETURN(
       requests_upload_,
       Upload::Create(limits.logit_rows * static_cast<int64_t>(sizeof(LogitRequest))));
@@ -108,9 +88,7 @@ absl::Status CudaBackend::Reserve(const Limits& limits) {
 }
 
 int64_t CudaBackend::WorkspaceBytes(const Limits& limits) const {
-  return linear_.WorkspaceBytes(limits) + AttentionBytes(limits) + Planner(limits).MaxBytes() +
-         limits.rows * static_cast<int64_t>(sizeof(int32_t)) + MostReducedBytes(limits) +
-         limits.logit_rows * static_cast<int64_t>(sizeof(LogitRequest));
+  return cuda::WorkspaceBytes(limits, cublas_ != nullptr);
 }
 
 int64_t CudaBackend::FreeBytes() const {
@@ -286,7 +264,7 @@ bool CudaBackend::ReduceLogits(const float* logits, int vocab, int32_t first_tok
   const auto request_bytes = static_cast<int64_t>(rows * sizeof(LogitRequest));
   std::memcpy(*host, requests.data(), request_bytes);
   Keep(requests_upload_.Commit(request_bytes, stream()));
-  const int64_t bytes = ReducedBytes(rows, candidates);  // a multiple of 8
+  const int64_t bytes = ReducedLogitBytes(rows, candidates);  // a multiple of 8
   const int64_t summary_bytes = rows * static_cast<int64_t>(sizeof(LogitSummary));
   LogitArgs args;
   args.logits = logits;

@@ -9,19 +9,9 @@
 namespace shoal::cuda {
 namespace {
 
-constexpr int kShortPrompt = 16;   // rows below which a prompt takes the decode path: half a tile
-constexpr int kExpertRows = 1024;  // rows whose experts run together, which bounds the workspace
-constexpr int kGroupRowsMin = 8;   // smallest *GroupRows of linear_ops.h
-constexpr int kExpertsMax = 4096;
+constexpr int kShortPrompt = 16;  // rows below which a prompt takes the decode path: half a tile
 
-int64_t Align(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// Bytes of `rows` operand rows in the largest of the four forms, f32, with the scales of the
-// others.
-int64_t OperandBytes(int64_t rows, int64_t cols) {
-  return Align(rows * RoundUp(cols, 32) * 4) + Align(rows * 4);
-}
 
 InputRows ToRows(const LinearInput& input, int cols, int rows, int first) {
   InputRows out;
@@ -56,36 +46,6 @@ Product ProductOf(const PackedShape& shape) {
 
 }  // namespace
 
-// Where things lie in the workspace.
-struct LinearEngine::Layout {
-  int64_t slots, groups, expert_stride, out_stride;
-  int64_t operand, grouping, group_count, sorted, pointers, gate, up, down, unpacked, bytes;
-
-  Layout(const Backend::Limits& l, int64_t unpacked_bytes) {
-    const int64_t expert_rows = std::min(l.rows, kExpertRows);
-    slots = expert_rows * l.experts_used;
-    groups = slots / kGroupRowsMin + slots;
-    expert_stride = RoundUp(l.expert_cols, 4);
-    out_stride = slots > 0 ? RoundUp(l.cols, 4) : 0;
-    int64_t at = 0;
-    const auto take = [&at](int64_t size) {
-      const int64_t here = at;
-      at += Align(size);
-      return here;
-    };
-    operand = take(std::max(OperandBytes(l.rows, l.cols), OperandBytes(slots, l.expert_cols)));
-    grouping = take(groups * sizeof(RowGroup));
-    group_count = take(sizeof(int32_t));
-    sorted = take(slots * sizeof(int32_t));
-    pointers = take(slots > 0 ? 6 * kExpertsMax * sizeof(void*) : 0);
-    gate = take(slots * expert_stride * 4);
-    up = take(slots * expert_stride * 4);
-    down = take(slots * out_stride * 4);
-    unpacked = take(l.rows >= kGemmRows ? unpacked_bytes : 0);
-    bytes = at;
-  }
-};
-
 // One call's rows of one phase.
 struct LinearEngine::ExpertBatch {
   LinearInput input;
@@ -99,8 +59,8 @@ struct LinearEngine::ExpertBatch {
   int64_t out_stride;
 };
 
-LinearEngine::Layout LinearEngine::LayoutOf(const Backend::Limits& limits) const {
-  return Layout(limits, gemm_ != nullptr ? unpacked_bytes_ : 0);
+LinearWorkspace LinearEngine::LayoutOf(const Backend::Limits& limits) const {
+  return LinearWorkspace(limits, gemm_ != nullptr ? unpacked_bytes_ : 0);
 }
 
 int LinearEngine::DefaultPassRows() {
@@ -194,7 +154,7 @@ bool LinearEngine::TakesGemm(const LinearOutput& output, Operand operand, int ro
 
 PlainHalves LinearEngine::GemmRows(int rows, int64_t cols, float** extremes) const {
   uint8_t* const at = workspace_ + LayoutOf(limits_).operand;
-  *extremes = reinterpret_cast<float*>(at + Align(rows * cols * 2));
+  *extremes = reinterpret_cast<float*>(at + AlignWorkspace(rows * cols * 2));
   return {reinterpret_cast<uint16_t*>(at), *extremes + rows};
 }
 
@@ -286,7 +246,7 @@ void LinearEngine::Experts(const LinearInput& input, int cols, RowCount rows, co
                   experts.gate[0].shape.rows <= limits_.expert_cols && count <= kExpertsMax,
               "Reserve() for larger batches or more experts");
   if (rows.total() == 0) return;
-  const Layout at = LayoutOf(limits_);
+  const LinearWorkspace at = LayoutOf(limits_);
   auto* pointers = reinterpret_cast<const uint8_t**>(workspace_ + at.pointers);
   pointers_.clear();
   for (const auto& part : {experts.gate, experts.up, experts.down}) {
@@ -313,7 +273,7 @@ void LinearEngine::Experts(const LinearInput& input, int cols, RowCount rows, co
 }
 
 void LinearEngine::ExpertRows(const ExpertBatch& b, Stream stream) {
-  const Layout at = LayoutOf(limits_);
+  const LinearWorkspace at = LayoutOf(limits_);
   const int count = static_cast<int>(b.experts.gate.size());
   const int slots = b.rows * b.used;
   const auto* pointers = reinterpret_cast<const uint8_t* const*>(workspace_ + at.pointers);

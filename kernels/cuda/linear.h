@@ -8,6 +8,7 @@
 #include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/linear_ops.h"
+#include "kernels/cuda/workspace.h"
 
 namespace shoal::cuda {
 
@@ -31,12 +32,8 @@ class LinearEngine {
   // unpacked for it; it must outlive the engine. Null: own tiles do.
   // unpacked_bytes: weights that are unpacked at once, what a large L2 cache holds.
   explicit LinearEngine(bool bf16_mma, HalfGemm* gemm = nullptr,
-                        int64_t unpacked_bytes = int64_t{64} << 20)
+                        int64_t unpacked_bytes = kUnpackedBytes)
       : bf16_mma_(bf16_mma), gemm_(gemm), unpacked_bytes_(unpacked_bytes) {}
-
-  // Rows from which unpacking the weights costs less than a library's product gains. Its rows share
-  // one scale: a row keeps the precision of f16 while it is not 2^20 smaller than the largest.
-  static constexpr int kGemmRows = 256;
 
   // Decode rows that meet weights read once: 8, 16 or 32; SHOAL_CUDA_PASS_ROWS or else 16. The
   // results are the same. 32 read the least, but take so many registers that an SM holds one block:
@@ -58,10 +55,9 @@ class LinearEngine {
  private:
   static int DefaultPassRows();
   enum class Operand { kInt8, kFloat, kF16, kBf16 };
-  struct Layout;
   struct ExpertBatch;
 
-  Layout LayoutOf(const Backend::Limits& limits) const;
+  LinearWorkspace LayoutOf(const Backend::Limits& limits) const;
   Operand OperandOf(DType type, bool prefill) const;
   // The rows as `operand`, in the workspace; then the product of all of `outputs` that take it.
   void Prepare(const LinearInput& input, int cols, int rows, Operand operand, Stream stream);

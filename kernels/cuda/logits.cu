@@ -1,29 +1,10 @@
 #include "kernels/cuda/logits.cuh"
 
 namespace shoal::cuda {
-namespace {
-
-int Chunks(int vocab) { return (vocab + kLogitChunk - 1) / kLogitChunk; }
-
-// Candidates of a chunk: a power of 2, as the sorting network has it.
-int Kept(int candidates) {
-  if (candidates == 0) return 0;
-  int keep = 2;
-  while (keep < candidates) keep *= 2;
-  return keep;
-}
-
-}  // namespace
-
-int64_t LogitWorkspaceBytes(int rows, int vocab, int candidates) {
-  const int64_t chunks = static_cast<int64_t>(rows) * Chunks(vocab);
-  return chunks * static_cast<int64_t>(Kept(candidates) * sizeof(uint64_t) + sizeof(ChunkSum));
-}
-
 void ReduceLogits(const LogitArgs& args, LogitSummary* summaries, LogitCandidate* best,
                   Stream stream) {
   if (args.rows == 0) return;
-  const int chunks = Chunks(args.vocab), keep = Kept(args.candidates);
+  const int chunks = LogitChunks(args.vocab), keep = LogitsKept(args.candidates);
   LogitsParams params = {};
   params.logits = args.logits;
   params.stride = args.stride;
@@ -33,8 +14,8 @@ void ReduceLogits(const LogitArgs& args, LogitSummary* summaries, LogitCandidate
   params.keep = keep;
   params.candidates = args.candidates;
   params.chunk_keys = reinterpret_cast<uint64_t*>(args.workspace);
-  params.chunk_sums = reinterpret_cast<ChunkSum*>(params.chunk_keys +
-                                                  static_cast<int64_t>(args.rows) * chunks * keep);
+  params.chunk_sums = reinterpret_cast<LogitChunkSum*>(
+      params.chunk_keys + static_cast<int64_t>(args.rows) * chunks * keep);
   params.summaries = summaries;
   params.out = best;
   Launch(ReduceChunk, dim3(chunks, args.rows), dim3(kChunkThreads),

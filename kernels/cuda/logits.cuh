@@ -48,11 +48,6 @@ __device__ inline void BitonicMerge(uint64_t* keys, int n, int size) {
   }
 }
 
-struct ChunkSum {
-  float largest;  // of scale * logit
-  float sum;      // of exp(scale * logit - largest)
-};
-
 struct LogitsParams {
   const float* logits;  // [rows, stride]
   int64_t stride;
@@ -61,8 +56,8 @@ struct LogitsParams {
   const LogitRequest* requests;  // [rows]
   int32_t keep;                  // candidates, rounded up to a power of 2; 0: none
   int32_t candidates;
-  uint64_t* chunk_keys;  // [rows, chunks, keep]
-  ChunkSum* chunk_sums;  // [rows, chunks]
+  uint64_t* chunk_keys;       // [rows, chunks, keep]
+  LogitChunkSum* chunk_sums;  // [rows, chunks]
   LogitSummary* summaries;
   LogitCandidate* out;  // [rows, candidates]
 };
@@ -103,7 +98,7 @@ static __global__ void __launch_bounds__(kChunkThreads) ReduceChunk(LogitsParams
 static __global__ void __launch_bounds__(kChunkThreads) MergeChunks(LogitsParams p, int chunks) {
   GridWait();
   const int64_t row = blockIdx.x;
-  const ChunkSum* sums = p.chunk_sums + row * chunks;
+  const LogitChunkSum* sums = p.chunk_sums + row * chunks;
   if (threadIdx.x == 0) {
     const LogitRequest request = p.requests[row];
     float largest = -INFINITY;

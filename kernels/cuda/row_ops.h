@@ -5,6 +5,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/batch_plan.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/packed_matrix.h"
 
 struct CUstream_st;
@@ -33,9 +34,6 @@ void Route(const RouterArgs& args, int rows, const RowPlace* places, int32_t* id
 
 // ---- Logits (logits.cu)
 
-inline constexpr int kLogitChunk = 4096;  // logits that one block reduces
-inline constexpr int kMaxLogitCandidates = 1024;
-
 struct LogitArgs {
   const float* logits = nullptr;  // [rows, stride]
   int64_t stride = 0;
@@ -46,7 +44,6 @@ struct LogitArgs {
   int candidates = 0;                      // for each row, at most kMaxLogitCandidates
   uint8_t* workspace = nullptr;            // LogitWorkspaceBytes, aligned to 16
 };
-int64_t LogitWorkspaceBytes(int rows, int vocab, int candidates);
 // best [rows, candidates]: the best first, among equals the lower token; NaNs are left out.
 void ReduceLogits(const LogitArgs& args, LogitSummary* summaries, LogitCandidate* best,
                   Stream stream);

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/workspace.h"
 #include "tests/simt/parity_fixture.h"
 
 namespace shoal {
@@ -348,6 +349,15 @@ TEST_F(SimtParity, ADeviceHoldsWhatThePlanSays) {
     const double planned = static_cast<double>(plan.weights + plan.kv + plan.workspace);
     EXPECT_LE(held() - before, planned);
     EXPECT_GE(held() - before, 0.9 * planned);
+    // What `shoal plan` says where there is no such device.
+    const ShardPlan shards = *MakeShardPlan(config_, *checkpoint_, options.shard);
+    const RankMemory elsewhere = *Rank::MemoryNeeded(
+        *checkpoint_, config_, options, shards.ranks[0],
+        [](const Backend::Limits& l) { return cuda::WorkspaceBytes(l, /*gemm=*/false); },
+        /*in_host_memory=*/false);
+    EXPECT_EQ(elsewhere.workspace, plan.workspace);
+    EXPECT_EQ(elsewhere.kv, plan.kv);
+    EXPECT_EQ(elsewhere.weights, plan.weights);
   }
 }
 

@@ -285,7 +285,7 @@ struct HostGemm : HalfGemm {
 
 // Long prompts where a library multiplies: the weights are unpacked for it, a few panels at a time.
 TEST(CudaLinear, LongPromptsTakeALibrarysProduct) {
-  constexpr int kRows = LinearEngine::kGemmRows;
+  constexpr int kRows = kGemmRows;
   for (int t = 0; t < kNumDTypes; ++t) {
     const DType type = static_cast<DType>(t);
     if (Info(type).block_elems == 1) continue;
