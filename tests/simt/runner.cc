@@ -78,6 +78,7 @@ constexpr int kThreadsMax = 1024;           // of a block
 constexpr size_t kSharedBytesMax = 101376;  // what a block can have on every chip from sm_80 on
 constexpr size_t kStaticBytesMax = 49152;
 constexpr size_t kStackBytes = size_t{128} << 10;
+constexpr size_t kStackStep = 17 * 64, kStackSteps = 32 << 10;
 constexpr uint64_t kAllBlocks = UINT64_MAX;
 constexpr uint8_t kGarbage = 0xFF;  // NaN in every float format, -1 as an integer
 
@@ -99,16 +100,20 @@ struct Local {
   void (*destroy)(void*);
 };
 
-struct Fiber {
-  Context context;
+// What every switch and every warp operation looks at lies in one line of the cache.
+struct alignas(64) Fiber {
+  State state = State::kDone;
+  uint32_t mask = 0;
+  Site site = {};
+  void* mine = nullptr;
   uint3 index = {};
   int linear = 0;
-  State state = State::kDone;
-  Site site = {};
-  uint32_t mask = 0;
-  void* mine = nullptr;
+  Context context;
   std::vector<Local> locals;
 };
+static_assert(offsetof(Fiber, context) + offsetof(Context, sp) + sizeof(void*) <= 64);
+
+int Count(uint32_t mask) { return mask == 0xFFFFFFFF ? kWarp : __builtin_popcount(mask); }
 
 struct StaticVariable {
   const void* tag;
@@ -189,9 +194,11 @@ void Machine::Switch(Context* from, Context* to) {
 }
 
 // A stack as if simt_switch_stack had been called right before Entry: six registers, return
-// address.
+// address. Stacks begin in different lines of a page: if all began in the same, they would share
+// the few places that a cache has for it.
 void Machine::Restart(Fiber* f) {
-  auto* top = static_cast<char*>(const_cast<void*>(f->context.bottom)) + f->context.size;
+  const size_t colour = fibers_.size() * kStackStep % kStackSteps;
+  auto* top = static_cast<char*>(const_cast<void*>(f->context.bottom)) + f->context.size - colour;
   auto* sp = reinterpret_cast<void**>(top) - 8;
   std::memset(sp, 0, 64);
   sp[6] = reinterpret_cast<void*>(&Entry);
@@ -260,7 +267,7 @@ void Machine::Next(Context* from) {
   if (pauses && Random() % 256 == 0) {
     std::this_thread::sleep_for(std::chrono::microseconds(Random() % 64));
   }
-  const size_t pick = Random() % ready_.size();
+  const size_t pick = (Random() & 0xFFFFFFFF) * ready_.size() >> 32;
   Fiber* f = ready_[pick];
   ready_[pick] = ready_.back();
   ready_.pop_back();
@@ -309,12 +316,13 @@ void Machine::Meet(uint32_t mask, Site site, void* mine, Combine combine) {
   self->mask = mask;
   self->mine = mine;
   if ((mask >> lane & 1) == 0) FailHere("a lane calls a warp operation whose mask leaves it out");
-  if (++at_warp_operation_[first / kWarp] < __builtin_popcount(mask)) {
+  if (++at_warp_operation_[first / kWarp] < Count(mask)) {
     Next(&self->context);
     return;
   }
-  void* all[kWarp] = {};
+  void* all[kWarp];
   for (int i = 0; i < kWarp; ++i) {
+    all[i] = nullptr;
     if ((mask >> i & 1) == 0) continue;
     if (first + i >= threads_)
       FailHere("the mask of a warp operation names lanes that do not exist");
@@ -325,7 +333,7 @@ void Machine::Meet(uint32_t mask, Site site, void* mine, Combine combine) {
     }
     all[i] = f.mine;
   }
-  at_warp_operation_[first / kWarp] -= __builtin_popcount(mask);
+  at_warp_operation_[first / kWarp] -= Count(mask);
   combine(mask, all);
   for (int i = 0; i < kWarp; ++i) {
     if ((mask >> i & 1) != 0) Wake(fibers_[first + i].get());
