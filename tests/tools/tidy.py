@@ -4,7 +4,8 @@
 Tests are left out: GoogleTest's macros take the analyzer longer than the rest together and hide what it finds.
 
 A file is checked again only when it, a project header that it includes, .clang-tidy or clang-tidy itself changed:
-BUILD/tidy/ holds one empty file for each clean result, named by the hash of all that.
+~/.cache/shoal-tidy/ (of XDG_CACHE_HOME, where that is set) holds one empty file for each clean result, named by the hash
+of all that, so another clone need not check it either. Marks that nothing asked for in a month are removed.
 Run it after a build: the dependencies come from ninja's log.
 """
 import argparse
@@ -19,6 +20,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TIDY = 'clang-tidy-14'
+MONTH = 30 * 24 * 3600
 
 
 def dependencies(build):
@@ -58,8 +60,12 @@ def main():
     parser.add_argument('--jobs', type=int, default=os.cpu_count())
     args = parser.parse_args()
     build = args.build.resolve()
-    seen = build / 'tidy'
-    seen.mkdir(exist_ok=True)
+    cache = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.environ.get('HOME', '/tmp'), '.cache')
+    seen = pathlib.Path(cache) / 'shoal-tidy'
+    seen.mkdir(parents=True, exist_ok=True)
+    for mark in seen.iterdir():
+        if time.time() - mark.stat().st_mtime > MONTH:
+            mark.unlink()
 
     salt = (ROOT / '.clang-tidy').read_bytes()
     salt += subprocess.run([TIDY, '--version'], capture_output=True, check=True).stdout
@@ -72,8 +78,10 @@ def main():
         if source.suffix != '.cc' or ROOT not in source.parents or build in source.parents:
             continue
         inputs = [p for p in deps.get(entry.get('output', ''), []) if build not in p.parents] + [source]
-        mark = seen / digest(inputs, salt + entry['command'].encode())
-        if not mark.exists():
+        mark = seen / digest(inputs, salt + entry['command'].replace(str(ROOT), '.').encode())
+        if mark.exists():
+            mark.touch()
+        else:
             work[source] = mark
     print(f'{len(work)} files to check', flush=True)
 
