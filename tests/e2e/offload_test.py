@@ -266,6 +266,15 @@ class OffloadTest(harness.TestCase):
         small = harness.shoal('plan', '-m', self.shards, '--vram', '12M', *SMALL, env=cache)
         self.assertEqual(small.code, TOO_BIG, str(small))
         self.assertIn('--vram', small.err)
+        # A GPU's kernels work in memory of their own size: 64 MiB of it are for cuBLAS, in batches of 256 and more.
+        batches = ('-c', 512, '-b', 512, '-t', 1, '--ram', '4G')
+        workspaces = []
+        for device in (), ('--vram', '1G'):
+            result = harness.shoal('plan', '-m', self.shards, '-o', 'json', *batches, *device, env=cache)
+            self.assert_ok(result)
+            workspaces.append(json.loads(result.out)['ranks'][0]['workspace_bytes'])
+        self.assertLess(workspaces[0], 64 << 20)
+        self.assertGreater(workspaces[1], 64 << 20)
         # What is remembered is used, but not for longer than a month.
         path = self.scratch / 'shoal' / 'machine.json'
         known = json.loads(path.read_text())
